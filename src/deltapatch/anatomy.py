@@ -1,0 +1,343 @@
+"""Where a model can be patched: its stages, their sub-blocks, the joins, and the classifier.
+
+Read from the data flow of one small forward pass, never from a table of model names, and verified by running
+the model through what was found. All results are plain values: they are stored in patch files.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .errors import AnatomyError
+from .flow import BlockFlow
+from .trace import ModuleCall, Trace, record
+from .trees import tensors_in
+
+Layout = Literal["NCHW", "NHWC", "NLC"]
+
+
+@dataclass(frozen=True)
+class Join:
+    """Where a sub-block adds its residual branch and its shortcut.
+
+    Attributes:
+        addition: which addition that runs in the sub-block it is, counted from 0; None where the join is the
+            sub-block's output (several additions, or no shortcut at all).
+        shortcut: how the shortcut enters: operand 0 or 1 of the addition; None where it does not enter as an operand.
+        has_shortcut: whether the base already has a skip into this sub-block.
+    """
+
+    addition: int | None
+    shortcut: int | None
+    has_shortcut: bool
+
+
+@dataclass(frozen=True)
+class SubBlock:
+    """One residual unit of a stage.
+
+    Attributes:
+        path: the module's name in the base.
+        input_position: which of the tensors that it is given is the state f_{i-1}.
+        output_position: which of the tensors that it returns is the state f_i.
+        join: where the residual branch meets the shortcut.
+        overwrites_input: whether it changes its input in place, so that a state must be copied to be kept.
+    """
+
+    path: str
+    input_position: int
+    output_position: int
+    join: Join
+    overwrites_input: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of sub-blocks whose outputs have one shape.
+
+    Attributes:
+        path: the common parent of the sub-blocks.
+        sub_blocks: the sub-blocks in the order in which they run.
+        in_channels: channels of the stage's input x.
+        channels: channels of the states f_0 ... f_n.
+        layout: where the channels stand: NCHW and NHWC are maps, NLC are tokens.
+        projects: whether x is projected to f_0 by the first sub-block's own shortcut; otherwise f_0 = x.
+    """
+
+    path: str
+    sub_blocks: tuple[SubBlock, ...]
+    in_channels: int
+    channels: int
+    layout: Layout
+    projects: bool
+
+    @property
+    def skips(self) -> int:
+        """How many skips the stage has with all of them introduced: n (n + 1) / 2."""
+        return len(self.sub_blocks) * (len(self.sub_blocks) + 1) // 2
+
+
+@dataclass(frozen=True)
+class HeadSite:
+    """The base's classifier: the last layer with weights.
+
+    Attributes:
+        path: the module whose input are the features; None where the base has no classifier and its output is.
+        features: how many features an image has once they are pooled.
+        layout: how the features come: NC is one vector an image, the others are pooled over their positions.
+    """
+
+    path: str | None
+    features: int
+    layout: Literal["NC", "NCHW", "NLC"]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The places of a base that a patch can touch. Stages stand in the order in which they run."""
+
+    stages: tuple[Stage, ...]
+    head: HeadSite
+
+    def last_stages(self, count: int | Literal["all"]) -> tuple[Stage, ...]:
+        """The last ``count`` stages.
+
+        Raises:
+            AnatomyError: the base has none, or fewer than asked for.
+        """
+        if not self.stages:
+            raise AnatomyError(
+                "no stage was found in this base: none of its modules is a residual unit or one of a run of modules"
+                " that hand a tensor of one shape on; the head method works on any base"
+            )
+        if count == "all":
+            return self.stages
+        if not 1 <= count <= len(self.stages):
+            names = ", ".join(stage.path for stage in self.stages)
+            raise AnatomyError(f"modules={count} asks for {count} stages, but this base has {len(self.stages)} ({names})")
+        return self.stages[-count:]
+
+
+def read_anatomy(root: nn.Module, example: Tensor) -> Anatomy:
+    """Finds stages and classifier of ``root`` from the data flow of ``root(example)``.
+
+    Args:
+        root: a model in eval mode.
+        example: a batch of at least two images; the first dimension of states must equal its first dimension.
+
+    Raises:
+        AnatomyError: the model cannot be run on the example.
+    """
+    try:
+        trace, output = record(root, example)
+    except AnatomyError:
+        raise
+    except Exception as error:
+        raise AnatomyError(
+            f"{type(root).__name__} failed on an input of shape {tuple(example.shape)}: {error}"
+        ) from error
+    batch = len(example)
+    stages = list(_find_stages(trace, batch, leaves=False)) or list(_find_stages(trace, batch, leaves=True))
+    return Anatomy(stages=tuple(stages), head=_find_head(trace, output))
+
+
+# --- stages -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Link:
+    """A module call in a run, and the tensors by which it hangs on its neighbours."""
+
+    call: ModuleCall
+    input_position: int
+    output_position: int
+
+
+def _find_stages(trace: Trace, batch: int, leaves: bool) -> Iterator[Stage]:
+    """Outermost runs first: what lies inside a sub-block that was taken is not looked at again."""
+    found: list[tuple[int, Stage]] = []
+    taken: list[str] = []
+    groups = trace.children()
+    for parent in sorted(groups, key=lambda path: path.count(".") + bool(path)):
+        if any((parent + ".").startswith(path + ".") for path in taken):
+            continue
+        for run in _runs(trace, [trace.calls[index] for index in groups[parent]], batch, leaves):
+            if _is_container_run(trace, run, batch):
+                continue
+            stage = _stage(trace, parent, run)
+            if stage is not None:
+                taken.extend(sub_block.path for sub_block in stage.sub_blocks)
+                found.append((run[0].call.start, stage))
+    found.sort(key=lambda item: item[0])
+    yield from (stage for _, stage in found)
+
+
+def _runs(trace: Trace, calls: list[ModuleCall], batch: int, leaves: bool) -> Iterator[list[_Link]]:
+    """Maximal runs of siblings where each one's output state is the next one's input state, all of one shape."""
+    run: list[_Link] = []
+    for call in calls:
+        if not _can_be_sub_block(call, leaves):
+            continue
+        joined = _joined(trace, run, call)
+        if joined is None:
+            yield from _ended(run)
+            run = [_Link(call, -1, -1)]
+        else:
+            run = joined
+        if not _has_state(trace, run[-1].call, batch):
+            run = []
+    yield from _ended(run)
+
+
+def _ended(run: list[_Link]) -> Iterator[list[_Link]]:
+    """A run whose open ends are closed: its last output and first input stand where its neighbours' do."""
+    if not run:
+        return
+    if len(run) == 1:
+        yield [_Link(run[0].call, 0, 0)]
+        return
+    first, last = run[0], run[-1]
+    run[0] = _Link(first.call, min(run[1].input_position, max(len(first.call.inputs) - 1, 0)), first.output_position)
+    run[-1] = _Link(last.call, last.input_position, run[-2].output_position)
+    yield run
+
+
+def _joined(trace: Trace, run: list[_Link], call: ModuleCall) -> list[_Link] | None:
+    """The run with ``call`` at its end, or None if no output of the run's last module reaches the call unchanged."""
+    if not run:
+        return None
+    last = run[-1]
+    positions = range(len(last.call.outputs)) if len(run) == 1 else [run[-2].output_position]
+    for output_position in positions:
+        if output_position >= len(last.call.outputs) or output_position >= len(call.outputs):
+            continue
+        value = last.call.outputs[output_position]
+        if trace.shapes[call.outputs[output_position]] != trace.shapes[value]:
+            continue
+        for input_position, given in enumerate(call.inputs):
+            if trace.shapes[given] == trace.shapes[value] and value in trace.source(given, through=[value]):
+                changed = _Link(last.call, last.input_position, output_position)
+                return [*run[:-1], changed, _Link(call, input_position, -1)]
+    return None
+
+
+def _can_be_sub_block(call: ModuleCall, leaves: bool) -> bool:
+    has_children = next(call.module.children(), None) is not None
+    has_weights = any(parameter.ndim >= 2 for parameter in call.module.parameters())
+    return has_weights and has_children != leaves
+
+
+def _has_state(trace: Trace, call: ModuleCall, batch: int) -> bool:
+    """Whether the call gives at least one map or sequence of tokens with one row an image."""
+    return bool(call.inputs) and any(
+        len(trace.shapes[value]) in (3, 4) and trace.shapes[value][0] == batch for value in call.outputs
+    )
+
+
+def _is_container_run(trace: Trace, run: list[_Link], batch: int) -> bool:
+    """Whether the modules of a run are mere sequences that have runs of their own inside: look there instead."""
+    if not all(isinstance(link.call.module, nn.Sequential) for link in run):
+        return False
+    groups = trace.children()
+    inner = [trace.calls[index] for link in run for index in groups.get(link.call.path, [])]
+    return any(len(found) > 1 for found in _runs(trace, inner, batch, leaves=False)) or len(run) == 1
+
+
+def _stage(trace: Trace, parent: str, run: list[_Link]) -> Stage | None:
+    """The stage that a run makes, or None where it has no state to skip from."""
+    flows = [BlockFlow(trace, link.call, link.input_position, link.output_position) for link in run]
+    if flows[0].input_shape != flows[0].output_shape and not flows[0].projects:
+        flows = flows[1:]
+    if not flows or flows[0].output_shape[0] < 1:
+        return None
+    if len(flows) == 1 and not flows[0].is_residual_unit:
+        return None
+    layout = _layout(trace, flows[0])
+    axis = 1 if layout == "NCHW" else -1
+    return Stage(
+        path=parent,
+        sub_blocks=tuple(_sub_block(flow) for flow in flows),
+        in_channels=flows[0].input_shape[axis],
+        channels=flows[0].output_shape[axis],
+        layout=layout,
+        projects=flows[0].projects,
+    )
+
+
+def _sub_block(flow: BlockFlow) -> SubBlock:
+    return SubBlock(
+        path=flow.call.path,
+        input_position=flow.input_position,
+        output_position=flow.output_position,
+        join=Join(flow.addition, flow.shortcut, flow.has_shortcut),
+        overwrites_input=flow.overwrites_input,
+    )
+
+
+def _layout(trace: Trace, flow: BlockFlow) -> Layout:
+    """Tokens are NLC; maps are NHWC where the first weights that read them stand on the last axis."""
+    if len(flow.output_shape) == 3:
+        return "NLC"
+    for operation in trace.operations[flow.call.start : flow.call.end]:
+        reads_state = any(flow.input in trace.source(value, through=[flow.input]) for value in operation.inputs)
+        if not reads_state:
+            continue
+        if operation.name in ("linear", "layer_norm"):
+            return "NHWC"
+        if operation.name in ("conv2d", "batch_norm", "group_norm"):
+            return "NCHW"
+    return "NCHW"
+
+
+# --- classifier -------------------------------------------------------------------------------------------
+
+
+def _find_head(trace: Trace, output: Any) -> HeadSite:
+    """The leaf module that ran the last weighted operation before the logits; else the output itself."""
+    outputs = tensors_in(output)
+    if not outputs:
+        raise AnatomyError("the model returned no tensor, so there is nothing to put a head on")
+    if len(outputs) == 1 and outputs[0].ndim == 2:
+        call = _classifier_call(trace, trace.outputs[0], classes=outputs[0].shape[1])
+        if call is not None:
+            weight = next(p for p in call.module.parameters() if p.ndim >= 2)
+            dimensions = len(trace.shapes[call.inputs[0]])
+            layout = "NC" if dimensions == 2 else "NCHW" if weight.ndim == 4 else "NLC"
+            return HeadSite(call.path, weight.shape[1], layout)
+    last = outputs[-1]
+    layout = {2: "NC", 3: "NLC", 4: "NCHW"}.get(last.ndim)
+    if layout is None:
+        raise AnatomyError(f"the model's output has shape {tuple(last.shape)}; a head needs 2, 3 or 4 dimensions")
+    return HeadSite(None, last.shape[1] if layout == "NCHW" else last.shape[-1], layout)
+
+
+def _classifier_call(trace: Trace, logits: int, classes: int) -> ModuleCall | None:
+    """Walks back from the logits over unweighted operations to the first leaf that gives one output a class."""
+    pending, seen, found = [logits], set[int](), list[int]()
+    while pending:
+        value = pending.pop()
+        if value in seen or value not in trace.producer:
+            continue
+        seen.add(value)
+        operation = trace.operations[trace.producer[value]]
+        if operation.is_weighted:
+            found.append(operation.owner)
+        else:
+            pending.extend(operation.inputs)
+    for owner in sorted(index for index in found if index >= 0):
+        call = trace.calls[owner]
+        weight = next((p for p in call.module.parameters() if p.ndim >= 2), None)
+        is_leaf = isinstance(call.module, (nn.Linear, nn.Conv2d)) and bool(call.inputs)
+        if is_leaf and weight is not None and weight.shape[0] == classes:
+            return call
+    return None
+
+
+@torch.no_grad()
+def example_batch(input_size: tuple[int, int, int], device: torch.device | str = "cpu", images: int = 2) -> Tensor:
+    """Two different images of noise, the same every time, of shape (images, C, H, W)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(images, *input_size, generator=generator).to(device)
