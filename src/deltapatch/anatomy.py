@@ -59,7 +59,7 @@ class Stage:
     """A run of sub-blocks whose outputs have one shape.
 
     Attributes:
-        path: the common parent of the sub-blocks.
+        path: the common parent of the sub-blocks, and which of its children they are where it has others.
         sub_blocks: the sub-blocks in the order in which they run.
         in_channels: channels of the stage's input x.
         channels: channels of the states f_0 ... f_n.
@@ -140,8 +140,8 @@ def read_anatomy(root: nn.Module, example: Tensor) -> Anatomy:
             f"{type(root).__name__} failed on an input of shape {tuple(example.shape)}: {error}"
         ) from error
     batch = len(example)
-    stages = list(_find_stages(trace, batch, leaves=False)) or list(_find_stages(trace, batch, leaves=True))
-    return Anatomy(stages=tuple(stages), head=_find_head(trace, output))
+    stages = _find_stages(trace, batch, leaves=False) or _find_stages(trace, batch, leaves=True)
+    return Anatomy(stages=stages, head=_find_head(trace, output, _end_of(trace, stages)))
 
 
 # --- stages -----------------------------------------------------------------------------------------------
@@ -156,23 +156,38 @@ class _Link:
     output_position: int
 
 
-def _find_stages(trace: Trace, batch: int, leaves: bool) -> Iterator[Stage]:
-    """Outermost runs first: what lies inside a sub-block that was taken is not looked at again."""
-    found: list[tuple[int, Stage]] = []
-    taken: list[str] = []
+def _find_stages(trace: Trace, batch: int, leaves: bool) -> tuple[Stage, ...]:
+    """Runs of residual units first, then other runs, then single residual units; outermost first in each.
+
+    What lies inside a sub-block that was taken, or around one, is not taken as well.
+    """
     groups = trace.children()
-    for parent in sorted(groups, key=lambda path: path.count(".") + bool(path)):
-        if any((parent + ".").startswith(path + ".") for path in taken):
-            continue
+    parents = sorted(groups, key=lambda path: path.count(".") + bool(path))
+    found: list[tuple[str, list[BlockFlow]]] = []
+    for parent in parents:
         for run in _runs(trace, [trace.calls[index] for index in groups[parent]], batch, leaves):
-            if _is_container_run(trace, run, batch):
-                continue
-            stage = _stage(trace, parent, run)
-            if stage is not None:
-                taken.extend(sub_block.path for sub_block in stage.sub_blocks)
-                found.append((run[0].call.start, stage))
-    found.sort(key=lambda item: item[0])
-    yield from (stage for _, stage in found)
+            flows = _flows_with_states(trace, run)
+            if flows and not _is_container_run(trace, flows, batch):
+                found.append((parent, flows))
+    kinds = (
+        [item for item in found if len(item[1]) > 1 and any(flow.has_shortcut for flow in item[1])],
+        [item for item in found if len(item[1]) > 1 and not any(flow.has_shortcut for flow in item[1])],
+        [item for item in found if len(item[1]) == 1 and item[1][0].is_residual_unit],
+    )
+    taken: dict[str, int] = {}
+    stages: list[tuple[int, Stage]] = []
+    for parent, flows in (item for kind in kinds for item in kind):
+        paths = [flow.call.path for flow in flows]
+        if not any(_overlap(path, other) for path in paths for other in taken):
+            taken.update((path, 1) for path in paths)
+            stages.append((flows[0].call.start, _stage(trace, parent, flows)))
+    stages.sort(key=lambda item: item[0])
+    return tuple(stage for _, stage in stages)
+
+
+def _overlap(path: str, other: str) -> bool:
+    """Whether one of two modules holds the other."""
+    return (path + ".").startswith(other + ".") or (other + ".").startswith(path + ".")
 
 
 def _runs(trace: Trace, calls: list[ModuleCall], batch: int, leaves: bool) -> Iterator[list[_Link]]:
@@ -181,31 +196,30 @@ def _runs(trace: Trace, calls: list[ModuleCall], batch: int, leaves: bool) -> It
     for call in calls:
         if not _can_be_sub_block(call, leaves):
             continue
-        joined = _joined(trace, run, call)
+        joined = _joined(trace, run, call, batch)
         if joined is None:
-            yield from _ended(run)
-            run = [_Link(call, -1, -1)]
+            yield from _ended(trace, run, batch)
+            run = [_Link(call, -1, -1)] if call.inputs else []
         else:
             run = joined
-        if not _has_state(trace, run[-1].call, batch):
-            run = []
-    yield from _ended(run)
+    yield from _ended(trace, run, batch)
 
 
-def _ended(run: list[_Link]) -> Iterator[list[_Link]]:
+def _ended(trace: Trace, run: list[_Link], batch: int) -> Iterator[list[_Link]]:
     """A run whose open ends are closed: its last output and first input stand where its neighbours' do."""
-    if not run:
-        return
     if len(run) == 1:
-        yield [_Link(run[0].call, 0, 0)]
-        return
-    first, last = run[0], run[-1]
-    run[0] = _Link(first.call, min(run[1].input_position, max(len(first.call.inputs) - 1, 0)), first.output_position)
-    run[-1] = _Link(last.call, last.input_position, run[-2].output_position)
-    yield run
+        call = run[0].call
+        states = [position for position, value in enumerate(call.outputs) if _is_state(trace, value, batch)]
+        if states:
+            yield [_Link(call, 0, states[0])]
+    elif run:
+        first, last = run[0], run[-1]
+        run[0] = _Link(first.call, min(run[1].input_position, len(first.call.inputs) - 1), first.output_position)
+        run[-1] = _Link(last.call, last.input_position, run[-2].output_position)
+        yield run
 
 
-def _joined(trace: Trace, run: list[_Link], call: ModuleCall) -> list[_Link] | None:
+def _joined(trace: Trace, run: list[_Link], call: ModuleCall, batch: int) -> list[_Link] | None:
     """The run with ``call`` at its end, or None if no output of the run's last module reaches the call unchanged."""
     if not run:
         return None
@@ -215,7 +229,7 @@ def _joined(trace: Trace, run: list[_Link], call: ModuleCall) -> list[_Link] | N
         if output_position >= len(last.call.outputs) or output_position >= len(call.outputs):
             continue
         value = last.call.outputs[output_position]
-        if trace.shapes[call.outputs[output_position]] != trace.shapes[value]:
+        if trace.shapes[call.outputs[output_position]] != trace.shapes[value] or not _is_state(trace, value, batch):
             continue
         for input_position, given in enumerate(call.inputs):
             if trace.shapes[given] == trace.shapes[value] and value in trace.source(given, through=[value]):
@@ -230,41 +244,47 @@ def _can_be_sub_block(call: ModuleCall, leaves: bool) -> bool:
     return has_weights and has_children != leaves
 
 
-def _has_state(trace: Trace, call: ModuleCall, batch: int) -> bool:
-    """Whether the call gives at least one map or sequence of tokens with one row an image."""
-    return bool(call.inputs) and any(
-        len(trace.shapes[value]) in (3, 4) and trace.shapes[value][0] == batch for value in call.outputs
-    )
+def _is_state(trace: Trace, value: int, batch: int) -> bool:
+    """Whether a value is a map or a sequence of tokens with one row an image."""
+    return len(trace.shapes[value]) in (3, 4) and trace.shapes[value][0] == batch
 
 
-def _is_container_run(trace: Trace, run: list[_Link], batch: int) -> bool:
+def _is_container_run(trace: Trace, flows: list[BlockFlow], batch: int) -> bool:
     """Whether the modules of a run are mere sequences that have runs of their own inside: look there instead."""
-    if not all(isinstance(link.call.module, nn.Sequential) for link in run):
+    if not all(isinstance(flow.call.module, nn.Sequential) for flow in flows):
         return False
     groups = trace.children()
-    inner = [trace.calls[index] for link in run for index in groups.get(link.call.path, [])]
-    return any(len(found) > 1 for found in _runs(trace, inner, batch, leaves=False)) or len(run) == 1
+    inner = [trace.calls[index] for flow in flows for index in groups.get(flow.call.path, [])]
+    return any(len(run) > 1 for run in _runs(trace, inner, batch, leaves=False))
 
 
-def _stage(trace: Trace, parent: str, run: list[_Link]) -> Stage | None:
-    """The stage that a run makes, or None where it has no state to skip from."""
+def _flows_with_states(trace: Trace, run: list[_Link]) -> list[BlockFlow]:
+    """The run's data flows, less a first one that only changes the shape: before it there is no state to skip from."""
     flows = [BlockFlow(trace, link.call, link.input_position, link.output_position) for link in run]
-    if flows[0].input_shape != flows[0].output_shape and not flows[0].projects:
-        flows = flows[1:]
-    if not flows or flows[0].output_shape[0] < 1:
-        return None
-    if len(flows) == 1 and not flows[0].is_residual_unit:
-        return None
+    is_transition = flows[0].input_shape != flows[0].output_shape and not flows[0].projects
+    return flows[1:] if is_transition else flows
+
+
+def _stage(trace: Trace, parent: str, flows: list[BlockFlow]) -> Stage:
     layout = _layout(trace, flows[0])
     axis = 1 if layout == "NCHW" else -1
     return Stage(
-        path=parent,
+        path=_stage_path(trace, parent, flows),
         sub_blocks=tuple(_sub_block(flow) for flow in flows),
         in_channels=flows[0].input_shape[axis],
         channels=flows[0].output_shape[axis],
         layout=layout,
         projects=flows[0].projects,
     )
+
+
+def _stage_path(trace: Trace, parent: str, flows: list[BlockFlow]) -> str:
+    siblings = trace.children()[parent]
+    if parent and len(siblings) == len(flows):
+        return parent
+    first, last = (flow.call.path.rpartition(".")[2] for flow in (flows[0], flows[-1]))
+    name = first if first == last else f"{first}-{last}"
+    return f"{parent}.{name}" if parent else name
 
 
 def _sub_block(flow: BlockFlow) -> SubBlock:
@@ -278,16 +298,20 @@ def _sub_block(flow: BlockFlow) -> SubBlock:
 
 
 def _layout(trace: Trace, flow: BlockFlow) -> Layout:
-    """Tokens are NLC; maps are NHWC where the first weights that read them stand on the last axis."""
+    """Tokens are NLC. In a map, channels stand on the axis that the first weights or norm that read it fit."""
     if len(flow.output_shape) == 3:
         return "NLC"
+    on_axis_1, on_axis_3 = flow.input_shape[1], flow.input_shape[3]
     for operation in trace.operations[flow.call.start : flow.call.end]:
-        reads_state = any(flow.input in trace.source(value, through=[flow.input]) for value in operation.inputs)
-        if not reads_state:
+        if not any(flow.depends(value) for value in operation.inputs):
             continue
-        if operation.name in ("linear", "layer_norm"):
-            return "NHWC"
-        if operation.name in ("conv2d", "batch_norm", "group_norm"):
+        shape = trace.shapes[operation.inputs[0]]
+        if operation.name in ("linear", "layer_norm", "rms_norm", "lstm"):
+            if shape[-1] == on_axis_3 != on_axis_1 or on_axis_1 == on_axis_3:
+                return "NHWC"
+            if shape[-1] == on_axis_1:
+                return "NCHW"
+        elif operation.name in ("conv2d", "batch_norm", "group_norm") and shape[1] == on_axis_1:
             return "NCHW"
     return "NCHW"
 
@@ -295,13 +319,19 @@ def _layout(trace: Trace, flow: BlockFlow) -> Layout:
 # --- classifier -------------------------------------------------------------------------------------------
 
 
-def _find_head(trace: Trace, output: Any) -> HeadSite:
-    """The leaf module that ran the last weighted operation before the logits; else the output itself."""
+def _end_of(trace: Trace, stages: tuple[Stage, ...]) -> int:
+    """How many operations had run when the last stage was through."""
+    paths = {sub_block.path for stage in stages for sub_block in stage.sub_blocks}
+    return max((call.end for call in trace.calls if call.path in paths), default=0)
+
+
+def _find_head(trace: Trace, output: Any, after: int) -> HeadSite:
+    """The leaf module that ran the last weighted operation after the stages; else the output itself."""
     outputs = tensors_in(output)
     if not outputs:
         raise AnatomyError("the model returned no tensor, so there is nothing to put a head on")
     if len(outputs) == 1 and outputs[0].ndim == 2:
-        call = _classifier_call(trace, trace.outputs[0], classes=outputs[0].shape[1])
+        call = _classifier_call(trace, trace.outputs[0], outputs[0].shape[1], after)
         if call is not None:
             weight = next(p for p in call.module.parameters() if p.ndim >= 2)
             dimensions = len(trace.shapes[call.inputs[0]])
@@ -314,7 +344,7 @@ def _find_head(trace: Trace, output: Any) -> HeadSite:
     return HeadSite(None, last.shape[1] if layout == "NCHW" else last.shape[-1], layout)
 
 
-def _classifier_call(trace: Trace, logits: int, classes: int) -> ModuleCall | None:
+def _classifier_call(trace: Trace, logits: int, classes: int, after: int) -> ModuleCall | None:
     """Walks back from the logits over unweighted operations to the first leaf that gives one output a class."""
     pending, seen, found = [logits], set[int](), list[int]()
     while pending:
@@ -330,8 +360,8 @@ def _classifier_call(trace: Trace, logits: int, classes: int) -> ModuleCall | No
     for owner in sorted(index for index in found if index >= 0):
         call = trace.calls[owner]
         weight = next((p for p in call.module.parameters() if p.ndim >= 2), None)
-        is_leaf = isinstance(call.module, (nn.Linear, nn.Conv2d)) and bool(call.inputs)
-        if is_leaf and weight is not None and weight.shape[0] == classes:
+        is_leaf = isinstance(call.module, (nn.Linear, nn.Conv2d)) and bool(call.inputs) and bool(call.path)
+        if is_leaf and call.start >= after and weight is not None and weight.shape[0] == classes:
             return call
     return None
 

@@ -53,6 +53,10 @@ class BlockFlow:
     def output_shape(self) -> tuple[int, ...]:
         return self.trace.shapes[self.output]
 
+    def depends(self, value: int) -> bool:
+        """Whether a value of the sub-block comes from its input state."""
+        return value in self._facts
+
     @property
     def overwrites_input(self) -> bool:
         """Whether an in-place operation of the sub-block writes into its input."""

@@ -1,8 +1,8 @@
 """The header of a patch file: the patch's description and where its tensors lie, checked before use.
 
 A file is 8 bytes with the length of the header (little-endian), the header in JSON, then the tensors' bytes.
-No file is opened here: :mod:`deltapatch.file` hands over the header's bytes and the size of the file, and every
-number in the header is checked against that size before anything is allocated for it.
+No file is opened here: :mod:`deltapatch.file` hands over the header's bytes and the size of the file, and
+every number in the header is checked against that size before anything is allocated for it.
 """
 
 import json

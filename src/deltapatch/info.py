@@ -23,11 +23,11 @@ FORMAT_VERSION = 1
 MAX_JSON_DEPTH = 32
 DAMAGED = "the file is damaged or was not written by deltapatch, so get or fit it again"
 
-# C0 and C1 controls, line separators, the characters that reorder the text around them, and surrogates: printed
-# by a terminal or a web page, any of these can make one text look like another, or stop the printing.
+# C0 and C1 controls, line separators, the characters that reorder the text around them, and surrogates:
+# printed by a terminal or a web page, they can make one text look like another, or stop the printing.
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-# What the fields below add up to: 100,000 classes, 64 lists of 256 values in the configuration, and the rest.
-_MAX_VALUES = 150_000
+# Room for 100,000 classes, 10,000 sites, and the rest.
+_MAX_VALUES = 300_000
 _LONGEST_SHOWN = 80
 _LARGEST_INTEGER = 2**63 - 1
 _IMMUTABLE = ConfigDict(frozen=True, extra="forbid")
@@ -60,7 +60,7 @@ def _plain_scalar(value: object) -> PlainScalar:
         case str() if len(value) <= 512:
             return _without_control_characters(value)
         case _:
-            raise ValueError("should be true, false, null, a finite number, a text of up to 512 characters")
+            raise ValueError("should be true, false, null, a finite number or a text of up to 512 characters")
 
 
 def _plain_value(value: object) -> PlainValue:
@@ -69,6 +69,21 @@ def _plain_value(value: object) -> PlainValue:
     if len(value) > 256:
         raise ValueError("should be a list of at most 256 values")
     return tuple(_plain_scalar(item) for item in value)
+
+
+def _plain_tree(value: object) -> object:
+    """A site is a small tree of plain values; how deep and how large the document bounds as a whole."""
+    if isinstance(value, dict):
+        return {_without_control_characters(str(key)): _plain_tree(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain_tree(item) for item in value)
+    return _plain_scalar(value)
+
+
+def _site(value: object) -> object:
+    if not isinstance(value, dict):
+        raise ValueError("should be an object of plain values")
+    return _plain_tree(value)
 
 
 def _distinct(classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -95,12 +110,11 @@ Name = Annotated[Line, Field(min_length=1, max_length=512)]
 ShortText = Annotated[Line, Field(max_length=512)]
 Key = Annotated[Line, Field(min_length=1, max_length=128)]
 ClassName = Annotated[Line, Field(min_length=1, max_length=256)]
-ClassNames = Annotated[
-    tuple[ClassName, ...], Field(min_length=1, max_length=100_000), AfterValidator(_distinct)
-]
+ClassNames = Annotated[tuple[ClassName, ...], Field(max_length=100_000), AfterValidator(_distinct)]
 Count = Annotated[int, Field(ge=0, le=_LARGEST_INTEGER)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 ConfigValue = Annotated[PlainValue, PlainValidator(_plain_value)]
+Site = Annotated[dict[str, object], PlainValidator(_site)]
 Figures = Annotated[dict[Key, FiniteFloat], Field(max_length=256)]
 
 
@@ -121,12 +135,16 @@ class BaseReference(BaseModel):
 
 
 class MethodReference(BaseModel):
-    """The patch method and its configuration as plain values; the method itself validates them."""
+    """The patch method, its configuration and the sites that it touches, as plain values.
+
+    The method itself validates configuration and sites when a patch is built from them.
+    """
 
     model_config = _IMMUTABLE
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
     config: Annotated[dict[Key, ConfigValue], Field(max_length=64)]
+    sites: Annotated[tuple[Site, ...], Field(max_length=10_000)] = ()
 
 
 class HeadReference(BaseModel):
@@ -176,6 +194,7 @@ class PatchInfo(BaseModel):
         method: the patch method and its configuration.
         base: the only base that the patch may act on.
         classes: label names in the order of the head's outputs; distinct after Unicode NFC normalisation.
+            Empty for a patch without a head, which only changes what a backbone computes.
         preprocessing: how an image becomes the base's input.
         head: the task's output layer, None where the method has none of its own.
         fitted_on: the data and the run that made the patch.
@@ -207,7 +226,7 @@ class PatchInfo(BaseModel):
 
 def info_to_json(info: PatchInfo) -> bytes:
     """Writes a patch's description as JSON; equal descriptions give equal bytes."""
-    document = info.model_dump(mode="json")
+    document = info.model_dump()
     return json.dumps(document, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
 
 

@@ -70,14 +70,19 @@ def _ignore_mode(self: nn.Module, mode: bool = True) -> nn.Module:
 
 
 @contextmanager
-def touched(touches: Mapping[nn.Module, Touch]) -> Iterator[None]:
+def touched(touches: Mapping[nn.Module, Touch], instead_of: nn.Module | None = None) -> Iterator[None]:
     """Within the context, and in this thread or task only, the given modules run as their touches say.
 
-    Contexts nest: the inner one's touch of a module wins. Taken off whatever happens; if a module cannot be
-    touched, those before it are restored and the error is raised.
+    Contexts nest: the inner one's touch of a module wins, and touches of modules of ``instead_of`` that an outer
+    context made are laid aside. Taken off whatever happens; if a module cannot be touched, those before it are
+    restored and the error is raised.
     """
     shadowed: list[nn.Module] = []
-    token = _current.set({**_current.get(), **touches})
+    outer = _current.get()
+    if outer and instead_of is not None:
+        hidden = set(instead_of.modules())
+        outer = {module: touch for module, touch in outer.items() if module not in hidden}
+    token = _current.set({**outer, **touches})
     try:
         with _lock:
             for module in touches:

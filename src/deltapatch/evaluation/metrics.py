@@ -1,4 +1,4 @@
-"""How well a model answered on one labelled split, and whether it is better than another on the same images."""
+"""How well a model answered on one labelled split, and whether it beats another on the same images."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import binomtest, norm
 from sklearn.metrics import confusion_matrix, f1_score, log_loss, recall_score, top_k_accuracy_score
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from deltapatch.errors import DeltapatchError
 
@@ -54,7 +53,7 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """``count`` images of the class ``truth`` were taken for ``prediction``, out of ``total`` of that class."""
+    """``count`` of the ``total`` images of the class ``truth`` were taken for ``prediction``."""
 
     truth: str
     prediction: str
@@ -86,7 +85,7 @@ class Evaluation:
             raise DeltapatchError(f"An evaluation needs two or more classes and got {width}; name them all.")
         if self.labels.shape != (count,) or self.probabilities.shape != (count, width):
             raise DeltapatchError(
-                f"Labels {self.labels.shape} and probabilities {self.probabilities.shape} do not fit together: "
+                f"Labels {self.labels.shape} and probabilities {self.probabilities.shape} do not fit; "
                 f"for {width} classes give shapes (N,) and (N, {width})."
             )
         if self.labels.min() < 0 or self.labels.max() >= width:
@@ -140,7 +139,7 @@ class Evaluation:
 
     @property
     def top5(self) -> Interval | None:
-        """The part of the images with the true class among the five most probable; None for five classes or fewer."""
+        """The part of the images with the true class among the five most probable; None without a sixth."""
         if len(self.classes) <= 5:
             return None
         every = np.arange(len(self.classes))
@@ -175,6 +174,9 @@ class Evaluation:
     @property
     def calibration_error(self) -> float:
         """The expected calibration error: the mean gap between confidence and accuracy over 15 equal bins."""
+        # Imported here because it takes longer to import than everything else in this file.
+        from torchmetrics.functional.classification import multiclass_calibration_error
+
         error = multiclass_calibration_error(
             torch.from_numpy(self.probabilities),
             torch.from_numpy(self.labels),
@@ -247,13 +249,13 @@ class PairedDifference:
 def paired_difference(first: Evaluation, second: Evaluation) -> PairedDifference:
     """Compares two models that answered the same images in the same order.
 
-    The interval is Bonett and Price's, which stays sensible where the models disagree on few images or none. The
-    exact test is the more careful of the two: near p = 0.05 a tie can have an interval that just excludes zero.
+    The interval is Bonett and Price's, which stays sensible where the models disagree on few images or none.
+    The exact test is the more careful of the two: near p = 0.05 a tie can have an interval without zero.
     """
     if first.classes != second.classes or not np.array_equal(first.labels, second.labels):
         raise DeltapatchError(
-            f"Two evaluations with {len(first.labels)} and {len(second.labels)} images do not have the same classes "
-            "and labels; evaluate both models on the same split in the same order."
+            f"Two evaluations with {len(first.labels)} and {len(second.labels)} images do not have the same "
+            "classes and labels; evaluate both models on the same split in the same order."
         )
     total = len(first.labels)
     only_first = int((first.correct & ~second.correct).sum())

@@ -1,0 +1,105 @@
+"""What a patch method is: one frozen configuration, the sites it touches, the parameters it owns, what it computes."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from .anatomy import Anatomy
+from .errors import DeltapatchError
+from .touching import Touch
+
+if TYPE_CHECKING:
+    from .base import Base
+    from .patch import Patch
+
+
+class Method(ABC):
+    """A kind of patch. A subclass is a frozen dataclass of plain values, registered with `register_method`.
+
+    `site_type` is a frozen dataclass of plain values too: sites are stored in the patch file, so that a patch can
+    be built again without its base, and compared with the base's anatomy when it is added to one.
+    """
+
+    name: ClassVar[str]
+    site_type: ClassVar[type]
+
+    @abstractmethod
+    def sites(self, anatomy: Anatomy) -> tuple[Any, ...]:
+        """The places of a base that this method touches, in a fixed order.
+
+        Raises:
+            AnatomyError: the base has no such places.
+        """
+
+    @abstractmethod
+    def part(self, site: Any) -> nn.Module:
+        """New parameters for one site: exactly what trains there and exactly what the file holds."""
+
+    @abstractmethod
+    def touches(self, site: Any, part: nn.Module) -> Mapping[str, Touch]:
+        """Module name -> what it computes while the patch is active. Made anew for each call, so it may keep state."""
+
+    def build(self, base: "Base", classes: Sequence[str] = (), seed: int | None = None) -> "Patch":
+        """A new, unfitted patch of this method for a base; without ``classes`` it has no head.
+
+        ``seed`` makes the starting parameters the same every time; the caller's random state is left as it was.
+        """
+        from .patch import Patch
+
+        return Patch.build(self, base, classes, seed=seed)
+
+    def configuration(self) -> dict[str, Any]:
+        """The configuration as plain values, for the patch file."""
+        return asdict(self)  # pyright: ignore[reportArgumentType]
+
+
+_AnyMethod = TypeVar("_AnyMethod", bound=type[Method])
+_registry: dict[str, type[Method]] = {}
+
+
+def register_method(name: str) -> Callable[[_AnyMethod], _AnyMethod]:
+    """Class decorator: makes a method known by ``name`` to the command line and to patch files."""
+
+    def register(cls: _AnyMethod) -> _AnyMethod:
+        cls.name = name
+        _registry[name] = cls
+        return cls
+
+    return register
+
+
+def registered_methods() -> Mapping[str, type[Method]]:
+    """Name -> class of every method: those in `deltapatch.methods` and those registered by others."""
+    from importlib import import_module
+
+    import_module("deltapatch.methods")
+    return dict(sorted(_registry.items()))
+
+
+def make_method(name: str, configuration: Mapping[str, Any] | None = None) -> Method:
+    """The method of that name with a configuration of plain values, checked field by field.
+
+    Raises:
+        DeltapatchError: the name or a field is not known, or a value is not allowed.
+    """
+    methods = registered_methods()
+    if name not in methods:
+        raise DeltapatchError(f"there is no method '{name}'; known methods are: {', '.join(methods)}")
+    cls = methods[name]
+    unknown = set(configuration or {}) - set(cls.__dataclass_fields__)  # pyright: ignore[reportAttributeAccessIssue]
+    if unknown:
+        raise DeltapatchError(f"method '{name}' has no option '{min(unknown)}'; it has: {_options(cls)}")
+    try:
+        return TypeAdapter(cls).validate_python(dict(configuration or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "options"
+        raise DeltapatchError(f"method '{name}': {field}: {first['msg']} (was {first['input']!r})") from error
+
+
+def _options(cls: type[Method]) -> str:
+    return ", ".join(cls.__dataclass_fields__) or "none"  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,182 @@
+"""Δ-Networks: input-conditioned skip connections between all sub-blocks of a stage (arXiv 2303.14772)."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..anatomy import Anatomy, Layout, Stage, SubBlock
+from ..errors import DeltapatchError
+from ..joining import Junction, run_sub_block, state_in
+from ..method import Method, register_method
+from ..touching import Touch
+
+_SURE = 4.0
+"""A weight of sigmoid(±4), 0.982 or 0.018: as good as present or absent, and still with a gradient."""
+
+
+@register_method("delta")
+@dataclass(frozen=True)
+class Delta(Method):
+    """Skip connections from every earlier state of a stage into every join, weighted by a small Δ-module.
+
+    For a stage with input x, sub-blocks 1..n, residual branches F_i and projected input f_0 (section 2, eq. 4)::
+
+        f_i = act( F_i(f_{i-1}) + N_i( Σ_{j<i} a_ij(x) f_j ) ),      a(x) = sigmoid(Δ(x)) ∈ (0, 1)^{n(n+1)/2}
+
+    and with the start ``zero-gain`` the base's own join stays as it is::
+
+        f_i = act( F_i(f_{i-1}) + f_{i-1} + g_i ⊙ N_i( Σ_{j<i} a_ij(x) f_j ) + b_i ),      g_i = b_i = 0 at the start
+
+    Attributes:
+        modules: how many stages get a Δ-module, counted from the last; or "all".
+        norm: where normalisation stands: "module" inside the Δ-module (as counted in the paper), "sum" on each
+            summed skip (the "+BN" of table 8), or "both". The start "zero-gain" needs it on the sums.
+        start: "plain" as published, all weights near 0.5; "identity": the base's own skips start near 1 and the
+            new ones near 0; "zero-gain": the patched network starts exactly as the base.
+    """
+
+    modules: int | Literal["all"] = "all"
+    norm: Literal["module", "sum", "both"] = "both"
+    start: Literal["plain", "identity", "zero-gain"] = "zero-gain"
+
+    site_type: ClassVar[type] = Stage
+
+    def __post_init__(self) -> None:
+        if self.modules != "all" and (not isinstance(self.modules, int) or self.modules < 1):
+            raise DeltapatchError(f"modules must be 1 or more stages or 'all', not {self.modules!r}")
+        if self.start == "zero-gain" and self.norm == "module":
+            raise DeltapatchError("start='zero-gain' scales the normalised sums, so norm must be 'sum' or 'both'")
+
+    def sites(self, anatomy: Anatomy) -> tuple[Stage, ...]:
+        return anatomy.last_stages(self.modules)
+
+    def part(self, site: Stage) -> nn.Module:
+        return StagePart(site, self)
+
+    def touches(self, site: Stage, part: nn.Module) -> Mapping[str, Touch]:
+        run = _StageRun(site, cast(StagePart, part), self.start == "zero-gain")
+        return {sub_block.path: run.touch(index) for index, sub_block in enumerate(site.sub_blocks)}
+
+
+class StagePart(nn.Module):
+    """What a patch owns for one stage: the Δ-module and, where wanted, a normalisation for each summed skip."""
+
+    def __init__(self, stage: Stage, config: Delta) -> None:
+        super().__init__()
+        self.delta = DeltaModule(stage.in_channels, stage.skips, stage.layout, config.norm != "sum")
+        self.sum_norms = nn.ModuleList()
+        if config.norm != "module":
+            self.sum_norms.extend(_norm(stage.channels, stage.layout) for _ in stage.sub_blocks)
+        if config.start == "zero-gain":
+            for norm in self.sum_norms:
+                nn.init.zeros_(cast(Tensor, norm.weight))
+        if config.start == "identity":
+            existing = existing_skips(stage)
+            with torch.no_grad():
+                self.delta.fc.bias.copy_(torch.where(existing, _SURE, -_SURE))
+
+
+def existing_skips(stage: Stage) -> Tensor:
+    """Which of the stage's skips the base has already, bool of shape (n (n + 1) / 2,): those from f_{i-1} to f_i."""
+    flags = [
+        sub_block.join.has_shortcut and source == target - 1
+        for target, sub_block in enumerate(stage.sub_blocks, start=1)
+        for source in range(target)
+    ]
+    return torch.tensor(flags, dtype=torch.bool)
+
+
+class DeltaModule(nn.Module):
+    """Δ(x): two convolutions, a global average and a linear layer give one number for each skip.
+
+    FC(GAP(ReLU(Norm(conv(ReLU(Norm(conv(x))))))) with 3x3 convolutions C -> C/2 -> C/2 on maps and 1x1 ones
+    (linear layers) on tokens, without bias. Input as the stage's layout says; output (N, skips), before the sigmoid.
+    """
+
+    def __init__(self, channels: int, skips: int, layout: Layout, normalise: bool) -> None:
+        super().__init__()
+        self.layout: Layout = layout
+        width = max(channels // 2, 1)
+        if layout == "NLC":
+            first, second = nn.Linear(channels, width, bias=False), nn.Linear(width, width, bias=False)
+        else:
+            first = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+            second = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        inner: Layout = "NLC" if layout == "NLC" else "NCHW"
+        norms = [_norm(width, inner) if normalise else nn.Identity() for _ in range(2)]
+        self.layers = nn.Sequential(first, norms[0], nn.ReLU(), second, norms[1], nn.ReLU())
+        self.fc = nn.Linear(width, skips)
+        for layer in (first, second):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.normal_(self.fc.weight, std=1e-2 / math.sqrt(width))
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.fc.weight.dtype)
+        maps = self.layers(x.permute(0, 3, 1, 2) if self.layout == "NHWC" else x)
+        return self.fc(maps.mean(1) if self.layout == "NLC" else maps.mean((2, 3)))
+
+
+class LastAxisBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of the last axis, for states whose channels stand there: (N, ..., C) -> (N, ..., C)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.reshape(-1, input.shape[-1])).reshape(input.shape)
+
+
+def _norm(channels: int, layout: Layout) -> nn.Module:
+    """Batch normalisation on maps, as published; layer normalisation on tokens, as transformers have it."""
+    if layout == "NCHW":
+        return nn.BatchNorm2d(channels)
+    return LastAxisBatchNorm(channels) if layout == "NHWC" else nn.LayerNorm(channels)
+
+
+class _StageRun:
+    """One use of a stage: the skip weights for the images at hand and the states that have been computed."""
+
+    def __init__(self, stage: Stage, part: StagePart, zero_gain: bool) -> None:
+        self.stage = stage
+        self.part = part
+        self.zero_gain = zero_gain
+        self.weights = torch.empty(0)
+        self.states: list[Tensor] = []
+
+    def touch(self, index: int) -> Touch:
+        """What sub-block ``index`` (from 0) computes."""
+        sub_block = self.stage.sub_blocks[index]
+
+        def touched(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            state = state_in(sub_block, args, kwargs)
+            if index == 0:
+                self.weights = torch.sigmoid(self.part.delta(state)).to(state.dtype)
+                self.states = []
+            if index > 0 or not self.stage.projects:
+                self.states.append(self._kept(sub_block, state))
+            return run_sub_block(sub_block, forward, args, kwargs, lambda junction: self._joined(index, junction))
+
+        return touched
+
+    def _kept(self, sub_block: SubBlock, state: Tensor) -> Tensor:
+        return state.clone() if sub_block.overwrites_input else state
+
+    def _joined(self, index: int, junction: Junction) -> Tensor:
+        if index == 0 and self.stage.projects:
+            self.states.append(cast(Tensor, junction.shortcut))
+        skips = self._sum_of_skips(index)
+        if self.part.sum_norms:
+            norm = self.part.sum_norms[index]
+            skips = norm(skips.to(cast(Tensor, norm.weight).dtype)).to(skips.dtype)
+        return (junction.total if self.zero_gain else junction.residual) + skips
+
+    def _sum_of_skips(self, index: int) -> Tensor:
+        """Σ_{j<i} a_ij f_j for sub-block i = index + 1."""
+        first = index * (index + 1) // 2
+        shape = (-1, *[1] * (self.states[0].ndim - 1))
+        total = self.weights[:, first].view(shape) * self.states[0]
+        for source in range(1, index + 1):
+            total = torch.addcmul(total, self.weights[:, first + source].view(shape), self.states[source])
+        return total

@@ -1,0 +1,205 @@
+"""A base with patches: each call says which one answers, and without one the base answers as it always did."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from copy import deepcopy
+from types import MappingProxyType
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from .base import Base
+from .errors import DeltapatchError
+from .file import check_patch_name
+from .patch import Patch
+from .touching import Touch, touched
+from .trees import tensors_in
+
+
+class _Selected:
+    """Marks an argument that was left out: the selection of the context or of the model holds."""
+
+    def __repr__(self) -> str:
+        return "the selected patch"
+
+
+SELECTED: Final = _Selected()
+
+# Which patch the innermost `active` of each model names, in this thread or task.
+_selections: ContextVar[Mapping[nn.Module, str | None]] = ContextVar("deltapatch_selections", default=MappingProxyType({}))
+
+
+class PatchedModel(nn.Module):
+    """One frozen base and any number of patches.
+
+    ``model(x)`` is the base's own answer, bit for bit; ``model(x, patch="birds")`` is the task's. The choice is
+    made per call and per thread; nothing about it is stored in the base.
+
+    Example:
+        >>> model = PatchedModel(base)
+        >>> model.add_patch("birds", patch)
+        >>> model(x).shape, model(x, patch="birds").shape
+        (torch.Size([8, 1000]), torch.Size([8, 25]))
+        >>> with model.active("birds"):
+        ...     detector(images)            # anything that holds the base's modules
+    """
+
+    def __init__(self, base: Base) -> None:
+        super().__init__()
+        self.base = base
+        self.base_module = base.module
+        self._patches: dict[str, Patch] = {}
+        self._default: str | None = None
+        self.eval()
+
+    # --- the set of patches -----------------------------------------------------------------------------------
+
+    @property
+    def patches(self) -> dict[str, Patch]:
+        """Name -> patch, as a copy."""
+        return dict(self._patches)
+
+    def add_patch(self, name: str, patch: Patch) -> None:
+        """Makes a patch available under a name. It is added whole or not at all.
+
+        Raises:
+            WrongBaseError: the patch belongs to another base.
+            DeltapatchError: the name is taken or not allowed.
+        """
+        check_patch_name(name)
+        if name in self._patches:
+            raise DeltapatchError(f"there is a patch named '{name}' already; delete it first or choose another name")
+        patch.check_base(self.base)
+        for path in patch.touches():
+            self.base.submodule(path)
+        patch.to(self.base.device)
+        patch.train(self.training)
+        self._patches[name] = patch
+
+    def load_patch(self, name: str, path: str | os.PathLike[str]) -> Patch:
+        """Reads a patch file (or hub repository) and adds it."""
+        patch = Patch.from_pretrained(path)
+        self.add_patch(name, patch)
+        return patch
+
+    def delete_patch(self, name: str) -> None:
+        """Forgets a patch. Calls that run with it finish with it."""
+        self._patch(name)
+        del self._patches[name]
+        if self._default == name:
+            self._default = None
+
+    def set_patch(self, name: str | None) -> None:
+        """Which patch answers calls that name none; None is the base."""
+        if name is not None:
+            self._patch(name)
+        self._default = name
+
+    @property
+    def active_patches(self) -> tuple[str, ...]:
+        """The patch that would answer ``model(x)`` here and now, if any."""
+        name = self._selected()
+        return () if name is None else (name,)
+
+    # --- running ----------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, patch: str | None | _Selected = SELECTED) -> Any:
+        """The answer of the named patch, or of the base.
+
+        Args:
+            x: a batch of preprocessed images of shape (N, C, H, W).
+            patch: a name; None for the base; left out, the patch selected by `active` or `set_patch`, else the base.
+
+        Returns:
+            With a patch, its logits of shape (N, its number of classes); else whatever the base returns.
+        """
+        name = self._selected() if isinstance(patch, _Selected) else patch
+        with self._running(name, hold_mode=False):
+            return self.base_module(x)
+
+    @contextmanager
+    def active(self, name: str | None) -> Iterator["PatchedModel"]:
+        """While it lasts, and in this thread or task only, the base's modules run with the patch, whoever calls them.
+
+        The base stays in eval mode and its buffers stay as they are, even if the caller puts it into train mode.
+        """
+        token = _selections.set({**_selections.get(), self: name})
+        try:
+            with self._running(name, hold_mode=True):
+                yield self
+        finally:
+            _selections.reset(token)
+
+    def disable_patches(self) -> Any:
+        """A context in which the base answers: ``active(None)``."""
+        return self.active(None)
+
+    @contextmanager
+    def _running(self, name: str | None, hold_mode: bool) -> Iterator[None]:
+        touches = {} if name is None else touches_of(self.base, self._patch(name))
+        with self.base.freezer.frozen(hold_mode), touched(touches, instead_of=self.base_module):
+            yield
+
+    def _selected(self) -> str | None:
+        return _selections.get().get(self, self._default)
+
+    def _patch(self, name: str) -> Patch:
+        try:
+            return self._patches[name]
+        except KeyError:
+            known = ", ".join(sorted(self._patches)) or "none"
+            raise DeltapatchError(f"there is no patch named '{name}'; patches here: {known}") from None
+
+    # --- nn.Module --------------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> "PatchedModel":
+        """Sets the mode of the patches; the base always runs in eval mode."""
+        self.training = mode
+        for patch in self._patches.values():
+            patch.train(mode)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PatchedModel":
+        super()._apply(fn, recurse)
+        for patch in self._patches.values():
+            patch._apply(fn, recurse)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PatchedModel":
+        copied = PatchedModel(deepcopy(self.base, memo))
+        memo[id(self)] = copied
+        copied._patches = deepcopy(self._patches, memo)
+        copied._default = self._default
+        return copied.train(self.training)
+
+
+def touches_of(base: Base, patch: Patch) -> dict[nn.Module, Touch]:
+    """What the base's modules compute while the patch is active, for one use in one thread."""
+    touches = {base.submodule(path): touch for path, touch in patch.touches().items()}
+    if patch.head is not None:
+        touches.update(_head_touches(base, patch))
+    return touches
+
+
+def _head_touches(base: Base, patch: Patch) -> dict[nn.Module, Touch]:
+    """The patch's head reads what the base's classifier is given, and its logits are the model's answer."""
+    site = base.anatomy.head
+    features: list[Tensor] = []
+
+    def note_features(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        features.append(tensors_in((args, kwargs))[0])
+        # What follows in the base may need an output of this shape; nobody looks at the numbers.
+        with torch.no_grad():
+            return forward(*args, **kwargs)
+
+    def answer(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        features.clear()
+        output = forward(*args, **kwargs)
+        return patch.logits(tensors_in(output)[-1] if site.path is None else features[0], site)
+
+    if site.path is None:
+        return {base.module: answer}
+    return {base.submodule(site.path): note_features, base.module: answer}
