@@ -219,7 +219,7 @@ def _read_tensor(file: BufferedReader, path: Path, name: str, entry: TensorEntry
 
 
 def _memory(tensor: Tensor) -> memoryview:
-    """Returns the bytes of a contiguous tensor on the CPU without copying them."""
+    """Returns the bytes of a tensor on the CPU, and does not copy those of a contiguous one."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
@@ -241,7 +241,7 @@ def _plain_tensor(path: Path, name: str, tensor: Tensor) -> Tensor:
             f"{path}: tensor {shown(name)} ({tensor.dtype}, {tensor.layout}, on {tensor.device}) cannot be"
             f" stored; give a dense tensor with values, of one of the types {', '.join(DTYPES)}"
         )
-    plain = tensor.detach().cpu().contiguous()
+    plain = tensor.detach().cpu()
     _check_values(path, name, plain)
     return plain
 

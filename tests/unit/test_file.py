@@ -682,13 +682,20 @@ def long_patch(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("change", [_overwrite, _shorten, _lengthen, lambda path: os.truncate(path, 0)])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_overwrite, "was changed while it was being read; read it again"),
+        (_lengthen, "was changed while it was being read; read it again"),
+        (_shorten, "became shorter while 'b' was being read; read it again"),
+    ],
+)
 def test_fault_17_a_file_changed_in_place_while_it_is_read_is_refused(
-    long_patch: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
+    long_patch: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None], reason: str
 ):
     change_after_first_tensor(monkeypatch, lambda: change(long_patch))
 
-    with pytest.raises(PatchFileError, match="read it again"):
+    with pytest.raises(PatchFileError, match=reason):
         read_patch_file(long_patch)
 
 
@@ -954,8 +961,10 @@ def test_fault_37_orphans_are_swept_and_nothing_else_is(patch: Path):
     for name in (".other.tmp", "a.0123456789abcdef.deltapatch-tmp", ".a.0123.deltapatch-tmp"):
         (directory / name).write_bytes(b"")
         os.utime(directory / name, (0, 0))
-    (directory / ".folder.0123456789abcdef.deltapatch-tmp").mkdir()
-    (directory / ".link.0123456789abcdef.deltapatch-tmp").symlink_to(patch)
+    folder, link = (directory / f".{name}.0123456789abcdef.deltapatch-tmp" for name in ("folder", "link"))
+    folder.mkdir()
+    link.symlink_to(patch)
+    os.utime(link, (0, 0), follow_symlinks=False)
     before = set(directory.iterdir())
 
     assert sweep_temporary_files(directory) == sorted(old)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deltapatch.demo.characters import CLASSES, IMAGE_SIZE, render_characters
 from deltapatch.preprocessing import Preprocessing
 
-# The stages work on 8, 4, 2 and 2 pixels a side: with timm's usual output stride of 32 the last would have one.
+# The stages' outputs have 8, 4, 2 and 2 pixels a side; with timm's usual stride the last would have one.
 ARCHITECTURE: Final = "resnet18"
 ARCHITECTURE_ARGUMENTS: Final[dict[str, Any]] = {
     "in_chans": 1,
@@ -50,7 +50,7 @@ def build_demo_model(weights: Path = WEIGHTS) -> nn.Module:
 
 
 def to_input(images: np.ndarray) -> Tensor:
-    """Applies `PREPROCESSING` to images that need no resizing: uint8 (N, 32, 32) to float32 (N, 1, 32, 32)."""
+    """Applies `PREPROCESSING` to images that have its size: uint8 (N, 32, 32) to float32 (N, 1, 32, 32)."""
     scaled = torch.from_numpy(images).unsqueeze(1).float() / 255
     return (scaled - PREPROCESSING.mean[0]) / PREPROCESSING.std[0]
 
@@ -65,11 +65,11 @@ def old_task_test(count: int = 2000) -> tuple[np.ndarray, np.ndarray]:
 
 
 def handwritten_digits(seed: int = 0) -> dict[str, np.ndarray]:
-    """Reads the patching task: scikit-learn's 1797 handwritten digits, white ink on black, enlarged to 32 x 32.
+    """Reads the patching task: scikit-learn's 1797 handwritten digits, white on black, enlarged to 32 x 32.
 
     Args:
-        seed: decides which images are for training (50 %), validation (20 %) and testing (30 %); each split has
-            its share of every digit.
+        seed: decides which images are for training (50 %), validation (20 %) and testing (30 %); each split
+            has its share of every digit.
 
     Returns:
         Arrays under MedMNIST's keys: ``train_images``, uint8 of shape (N, 32, 32), ``train_labels``, int64 of
@@ -89,7 +89,7 @@ def handwritten_digits(seed: int = 0) -> dict[str, np.ndarray]:
 def write_digits_npz(path: Path, seed: int = 0) -> None:
     """Writes `handwritten_digits` as an ``.npz`` file that deltapatch reads like any other set."""
     with path.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **handwritten_digits(seed))
+        np.savez_compressed(file, **handwritten_digits(seed))
 
 
 def _enlarge(digit: np.ndarray) -> np.ndarray:

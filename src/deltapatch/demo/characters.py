@@ -11,14 +11,13 @@ import matplotlib
 import numpy as np
 import torch
 from numpy.random import Generator
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
 FontSet = Literal["training", "held-out"]
 
-# The 47 classes of EMNIST's "balanced" set: small letters that only differ in size from their capitals are left
-# out, and so are i, l and j, which are too close to I, 1 and J.
+# The 47 classes of EMNIST's "balanced" set, which leaves out small letters that are taken for their capitals.
 CLASSES: tuple[str, ...] = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt")
 
 IMAGE_SIZE = 32
@@ -101,16 +100,10 @@ def _glyphs(fonts: FontSet) -> np.ndarray:
 def _draw(character: str, font: ImageFont.FreeTypeFont) -> np.ndarray:
     """One character in the middle, its longer side always as long: size tells nothing about the class."""
     left, top, right, bottom = font.getbbox(character)
-    width, height = right - left, bottom - top
-    drawn = Image.new("L", (round(width), round(height)))
+    drawn = Image.new("L", (round(right - left), round(bottom - top)))
     ImageDraw.Draw(drawn).text((-left, -top), character, fill=255, font=font)
-    scale = GLYPH_EXTENT / max(width, height)
-    drawn = drawn.resize(
-        (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.LANCZOS
-    )
-    glyph = Image.new("L", (GLYPH_SIZE, GLYPH_SIZE))
-    glyph.paste(drawn, ((GLYPH_SIZE - drawn.width) // 2, (GLYPH_SIZE - drawn.height) // 2))
-    return np.asarray(glyph)
+    square = ImageOps.pad(drawn, (GLYPH_EXTENT, GLYPH_EXTENT), Image.Resampling.LANCZOS)
+    return np.pad(np.asarray(square), (GLYPH_SIZE - GLYPH_EXTENT) // 2)
 
 
 def _change_thickness(ink: Tensor, rng: Generator) -> Tensor:

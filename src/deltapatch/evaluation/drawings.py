@@ -8,7 +8,7 @@ import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import Arc
 
 MAX_ARC_STATES = 12
 MAX_PRINTED_ARCS = 4
@@ -70,7 +71,8 @@ def draw_heat_map(mean: NDArray[np.float64], spread: NDArray[np.float64] | None 
     Without a spread the map is small, and has no numbers where they would not be readable.
     """
     n = len(mean)
-    side = 1.0 + 0.52 * n if spread is not None else 2.1
+    cell = 0.52 if n <= MAX_ARC_STATES else 0.36
+    side = 1.0 + cell * n if spread is not None else 2.1
     figure, axes = _new_figure(side, side)
     opacity = _shade(axes, mean)
     axes.set_xticks(range(n))
@@ -101,7 +103,13 @@ def draw_arcs(mean: NDArray[np.float64], spread: NDArray[np.float64], existing: 
     n = len(mean)
     figure, axes = _new_figure(1.0 + 0.85 * n if n > 4 else 4.6, 1.3 + 0.28 * n)
     for i, j in np.argwhere(np.isfinite(mean)).tolist():
-        _draw_arc(axes, j, i + 1, mean[i, j], spread[i, j], bool(existing[i, j]), n <= MAX_PRINTED_ARCS)
+        colour, line = (_EXISTING, (0, (2, 1))) if existing[i, j] else (_WEIGHT, "solid")
+        strength = min(abs(mean[i, j]), 1.0)
+        axes.add_patch(_arc(j, i + 1, strength + 2 * spread[i, j], color=colour, alpha=0.25))
+        axes.add_patch(_arc(j, i + 1, strength, color=colour, alpha=0.35 + 0.65 * strength, linestyle=line))
+        if n <= MAX_PRINTED_ARCS:
+            top = (i + 1 - j) / 2 + 0.1
+            axes.text((i + 1 + j) / 2, top, f"{mean[i, j]:.2f}", color=_INK, size=9, ha="center", va="bottom")
     for state in range(n + 1):
         axes.text(state, -0.16, str(state), color=_INK, ha="center", va="top", size=10)
     axes.plot(range(n + 1), [0] * (n + 1), "o", color=_INK, markersize=6, zorder=3)
@@ -111,33 +119,12 @@ def draw_arcs(mean: NDArray[np.float64], spread: NDArray[np.float64], existing: 
     return _to_svg(figure)
 
 
-def _draw_arc(
-    axes: "Axes", j: int, i: int, mean: float, spread: float, existing: bool, printed: bool
-) -> None:
+def _arc(start: int, end: int, thickness: float, **style: Any) -> "Arc":
     from matplotlib.patches import Arc
 
-    colour, style = (_EXISTING, (0, (2, 1))) if existing else (_WEIGHT, "solid")
-    centre, span = (i + j) / 2, i - j
-    strength = min(abs(mean), 1.0)
-    for width, opacity, line in (
-        (strength + 2 * spread, 0.25, "solid"),
-        (strength, 0.35 + 0.65 * strength, style),
-    ):
-        axes.add_patch(
-            Arc(
-                (centre, 0),
-                span,
-                span,
-                theta1=0,
-                theta2=180,
-                linewidth=0.5 + 5 * width,
-                alpha=opacity,
-                color=colour,
-                linestyle=line,
-            )
-        )
-    if printed:
-        axes.text(centre, span / 2 + 0.1, f"{mean:.2f}", color=_INK, size=9, ha="center", va="bottom")
+    span = end - start
+    width = 0.5 + 5 * thickness
+    return Arc(((start + end) / 2, 0), span, span, theta1=0, theta2=180, linewidth=width, **style)
 
 
 def _shade(axes: "Axes", values: NDArray[np.float64]) -> NDArray[np.float64]:

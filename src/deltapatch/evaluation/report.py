@@ -5,12 +5,13 @@ import io
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -147,7 +148,7 @@ class SkipDrawings:
     weights: SkipWeights
     arcs: Drawing | None
     heat_map: Drawing
-    per_class: tuple[tuple[str, Drawing], ...]
+    per_class: Mapping[str, Drawing]
 
 
 def write_report(report: Report, path: Path) -> None:
@@ -163,28 +164,16 @@ def write_report(report: Report, path: Path) -> None:
             f"{path}: the report cannot be written ({error.strerror}); choose a file in a folder that exists."
         ) from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink()
 
 
 def render_report(report: Report) -> str:
     """The whole page as one string."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(
-        percent=wording.percent,
-        with_interval=wording.with_interval,
-        file_size=wording.file_size,
-        duration=wording.duration,
-        data_uri=_data_uri,
-    )
-    template = environment.from_string(
-        files("deltapatch.evaluation").joinpath("report.html").read_text("utf-8")
-    )
     patch, head_only = report.patch, report.head_only
     compared = paired_difference(patch, head_only) if head_only else None
     many_classes = len(report.classes) > MAX_MATRIX_CLASSES
-    return template.render(
+    return _template().render(
         report=report,
         summary=wording.summary(patch),
         comparison=wording.comparison(head_only, compared) if head_only and compared else None,
@@ -199,6 +188,20 @@ def render_report(report: Report) -> str:
         examples=report.examples[:MAX_EXAMPLES],
         skips=[_draw_skips(weights, report.classes) for weights in report.skips],
     )
+
+
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        percent=wording.percent,
+        with_interval=wording.with_interval,
+        file_size=wording.file_size,
+        duration=wording.duration,
+        data_uri=_data_uri,
+    )
+    return environment.from_string(files("deltapatch.evaluation").joinpath("report.html").read_text("utf-8"))
 
 
 def _data_uri(thumbnail: Image.Image) -> str:
@@ -220,29 +223,26 @@ def _draw_history(history: tuple[Epoch, ...]) -> list[Drawing]:
     """The learning curves of loss and accuracy; none without epochs."""
     if not history:
         return []
-    curves = {
-        "loss": {
-            "training": [epoch.training_loss for epoch in history],
-            "validation": [_number(epoch.validation_loss) for epoch in history],
-        },
-        "accuracy": {
-            "training": [epoch.training_accuracy for epoch in history],
-            "validation": [_number(epoch.validation_accuracy) for epoch in history],
-        },
-    }
-    result: list[Drawing] = []
-    for unit, lines in curves.items():
-        known = {name: values for name, values in lines.items() if not np.isnan(values).all()}
-        ends = ", ".join(
-            f"{name} {unit} from {line[0]:.3g} to {line[-1]:.3g}" for name, line in known.items()
-        )
-        svg = drawings.draw_curves(known, history[0].number, unit)
-        result.append(Drawing(svg, f"Learning curve over {len(history)} epochs: {ends}."))
-    return result
+    training_loss = [epoch.training_loss for epoch in history]
+    validation_loss = [epoch.validation_loss for epoch in history]
+    training_accuracy = [epoch.training_accuracy for epoch in history]
+    validation_accuracy = [epoch.validation_accuracy for epoch in history]
+    first = history[0].number
+    return [
+        _draw_curve("loss", first, training_loss, validation_loss),
+        _draw_curve("accuracy", first, training_accuracy, validation_accuracy),
+    ]
 
 
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
+def _draw_curve(unit: str, first: int, training: list[float], validation: list[float | None]) -> Drawing:
+    curves = {"training": training}
+    if any(value is not None for value in validation):
+        curves["validation"] = [float("nan") if value is None else value for value in validation]
+    ends = " and ".join(
+        f"{name} {unit} from {line[0]:.3g} to {line[-1]:.3g}" for name, line in curves.items()
+    )
+    alt = f"Learning curve over {len(training)} epochs: {ends}."
+    return Drawing(drawings.draw_curves(curves, first, unit), alt)
 
 
 def _draw_matrix(patch: Evaluation) -> Drawing:
@@ -257,14 +257,12 @@ def _draw_skips(weights: SkipWeights, classes: tuple[str, ...]) -> SkipDrawings:
     if weights.sub_blocks <= drawings.MAX_ARC_STATES:
         arcs = Drawing(drawings.draw_arcs(mean, spread, weights.existing), f"Arcs. {alt}")
     heat_map = Drawing(drawings.draw_heat_map(mean, spread), f"Heat map. {alt}")
-    per_class = tuple(
-        (
-            classes[i],
-            Drawing(drawings.draw_heat_map(own), f"Heat map of {classes[i]}: {_largest_weights(own)}."),
-        )
-        for i, own in _most_different(weights)
-    )
+    per_class = {classes[i]: _draw_class(classes[i], own) for i, own in _most_different(weights)}
     return SkipDrawings(weights, arcs, heat_map, per_class)
+
+
+def _draw_class(name: str, mean: NDArray[np.float64]) -> Drawing:
+    return Drawing(drawings.draw_heat_map(mean), f"Heat map of {name}: {_largest_weights(mean)}.")
 
 
 def _largest_weights(mean: NDArray[np.float64], spread: NDArray[np.float64] | None = None) -> str:

@@ -1,0 +1,1 @@
+"""Fitting a patch: data and base in, patch and history out."""

@@ -1,0 +1,62 @@
+"""How a patch is fitted: one frozen value, stored in checkpoints so that a resumed fit is the same fit."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import DeltapatchError
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Options of a fit.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images a step.
+        learning_rate: the highest of the one-cycle schedule.
+        weight_decay: of AdamW, on weight matrices and convolutions; not on biases and norms.
+        label_smoothing: of the cross entropy.
+        balance: weigh classes by the inverse of their counts.
+        patience: stop after so many epochs without a better validation figure; None never stops early.
+        start_from_head: fit a head on the frozen features first and start the patch from it.
+        augment: random changes of training images: "flip" mirrors, "crop" cuts out, "standard" does both. With
+            "none" each image runs through the trunk once and its activations are kept for all epochs.
+        precision: "bf16" computes in mixed precision; "auto" does on an accelerator that has it.
+        keep_megabytes: how much memory trunk activations may take; beyond it the trunk runs in every epoch.
+        on_bad: whether an image that cannot be read is skipped and counted, or ends the fit.
+        validation: share of the training images that is held out where the data has no validation split.
+        seed: of everything random.
+        workers: processes that decode images.
+    """
+
+    epochs: int = 30
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-2
+    label_smoothing: float = 0.0
+    balance: bool = False
+    patience: int | None = 10
+    start_from_head: bool = True
+    augment: Literal["none", "flip", "crop", "standard"] = "none"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    keep_megabytes: int = 4096
+    on_bad: Literal["skip", "fail"] = "skip"
+    validation: float = 0.2
+    seed: int = 0
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "epochs": self.epochs >= 1,
+            "batch_size": self.batch_size >= 1,
+            "learning_rate": 0 < self.learning_rate < float("inf"),
+            "weight_decay": 0 <= self.weight_decay < float("inf"),
+            "label_smoothing": 0 <= self.label_smoothing < 1,
+            "patience": self.patience is None or self.patience >= 1,
+            "keep_megabytes": self.keep_megabytes >= 0,
+            "validation": 0 < self.validation < 1,
+            "workers": self.workers >= 0,
+        }
+        wrong = next((field for field, holds in allowed.items() if not holds), None)
+        if wrong is not None:
+            raise DeltapatchError(f"{wrong} cannot be {getattr(self, wrong)}")
