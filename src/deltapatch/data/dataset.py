@@ -88,6 +88,10 @@ class ImageSet(Dataset[Item]):
         chosen = np.asarray(indices, np.int64)
         return replace(self, labels=self.labels[chosen], rows=self.rows[chosen])
 
+    def with_labels(self, labels: Sequence[int] | np.ndarray) -> "ImageSet":
+        """Makes the same set with other labels, one for each image."""
+        return replace(self, labels=np.asarray(labels, np.int64))
+
     def with_transform(self, transform: ImageTransform) -> "ImageSet":
         """Makes the same set with another transform."""
         return replace(self, transform=transform)

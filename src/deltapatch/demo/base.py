@@ -88,8 +88,10 @@ def handwritten_digits(seed: int = 0) -> dict[str, np.ndarray]:
 
 def write_digits_npz(path: Path, seed: int = 0) -> None:
     """Writes `handwritten_digits` as an ``.npz`` file that deltapatch reads like any other set."""
+    arrays: dict[str, Any] = {**handwritten_digits(seed)}
+    # An open file, because numpy would add .npz to a path that does not end in it.
     with path.open("wb") as file:
-        np.savez_compressed(file, **handwritten_digits(seed))
+        np.savez_compressed(file, **arrays)
 
 
 def _enlarge(digit: np.ndarray) -> np.ndarray:

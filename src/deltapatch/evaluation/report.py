@@ -93,7 +93,7 @@ class Report:
         method: the patch's method and its configuration in one line.
         classes: the names of the K classes.
         data: facts of the data in the order shown.
-        patch: what the patch answered on the test images.
+        patch: what the patch answered on the images of the split.
         head_only: what a head alone answered on the same images.
         base_unchanged: a sentence that says how it was made sure that the base is as it was.
         history: one entry for each epoch.
@@ -104,6 +104,7 @@ class Report:
         seconds: how long the fit took.
         versions: of the software.
         warnings: sentences to show at the top.
+        split: the images that were evaluated: "test", or "validation" where there are none for testing.
     """
 
     title: str
@@ -123,6 +124,7 @@ class Report:
     seconds: float
     versions: Mapping[str, str]
     warnings: tuple[str, ...] = ()
+    split: str = "test"
 
     def __post_init__(self) -> None:
         widths = {len(self.patch.classes), *(len(weights.per_class) for weights in self.skips)}
@@ -175,7 +177,7 @@ def render_report(report: Report) -> str:
     many_classes = len(report.classes) > MAX_MATRIX_CLASSES
     return _template().render(
         report=report,
-        summary=wording.summary(patch),
+        summary=wording.summary(patch, report.split),
         comparison=wording.comparison(head_only, compared) if head_only and compared else None,
         verdict=compared.verdict if compared else None,
         figures=wording.figure_rows([patch, head_only] if head_only else [patch]),

@@ -43,9 +43,9 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}{_NO_BREAK}h {whole % 3600 // 60:02d}{_NO_BREAK}min"
 
 
-def summary(patch: Evaluation) -> str:
-    """The accuracy of the patch in one sentence."""
-    images = f"{len(patch.labels):,} test image{'' if len(patch.labels) == 1 else 's'}"
+def summary(patch: Evaluation, split: str) -> str:
+    """The accuracy of the patch on a split in one sentence."""
+    images = f"{len(patch.labels):,} {split} image{'' if len(patch.labels) == 1 else 's'}"
     accuracy = patch.accuracy
     interval = f"95{_NO_BREAK}% interval {_bounds(accuracy)}"
     return f"On {images} the patch answers {percent(accuracy.value)} right ({interval})."

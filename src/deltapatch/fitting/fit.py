@@ -292,10 +292,8 @@ class _Job:
     def describe(self, patch: Patch, outcome: Outcome, bad_images: int, seconds: float) -> None:
         """Writes into the patch what it was fitted on and how well it does on the validation images."""
         source = self.task.provenance
-        best = next((epoch for epoch in outcome.history if epoch.number == outcome.best), None)
-        figures: dict[str, float] = {}
-        if best is not None and best.validation_accuracy is not None and best.validation_loss is not None:
-            figures = {"validation/accuracy": best.validation_accuracy, "validation/loss": best.validation_loss}
+        score = outcome.score
+        figures = {} if score is None else {"validation/accuracy": score.accuracy, "validation/loss": score.loss}
         fitted_on = FittedOn(
             source=source.source,
             digest=source.digest,

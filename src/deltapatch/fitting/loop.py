@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,18 @@ from .checkpoint import Checkpoint
 from .config import FitConfig
 from .examples import Examples, Step
 from .history import Epoch
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Mean loss and share of right answers over some examples."""
+
+    loss: float
+    accuracy: float
+
+    def better_than(self, other: "Scored") -> bool:
+        """Higher accuracy, or the same with a lower loss."""
+        return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
 
 
 @dataclass
@@ -33,24 +45,14 @@ class Outcome:
     Attributes:
         history: one entry an epoch.
         best: number of the epoch whose parameters were kept; 0 is the starting point.
+        score: what those parameters reach on the validation images; None without any.
         interrupted: whether the user stopped it.
     """
 
     history: list[Epoch] = field(default_factory=list)
     best: int = 0
+    score: Scored | None = None
     interrupted: bool = False
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Mean loss and share of right answers over some examples."""
-
-    loss: float
-    accuracy: float
-
-    def better_than(self, other: "Scored") -> bool:
-        """Higher accuracy, or the same with a lower loss."""
-        return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
 
 
 def train(
@@ -114,12 +116,11 @@ class _Run:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.class_weights = None if class_weights is None else class_weights.to(accelerator.device)
         self.outcome = Outcome()
-        self.best: Scored | None = None
         self.best_state = _copied_state(model)
 
     def score_start(self) -> None:
         if self.validation is not None:
-            self.best = self.score(self.validation)
+            self.outcome.score = self.score(self.validation)
 
     def run_epoch(self, number: int) -> None:
         started = time.perf_counter()
@@ -137,8 +138,10 @@ class _Run:
             seconds=time.perf_counter() - started,
         )
         self.outcome.history.append(epoch)
-        if scored is None or self.best is None or scored.better_than(self.best):
-            self.best, self.best_state, self.outcome.best = scored, _copied_state(self.bare), number
+        best = self.outcome.score
+        if scored is None or best is None or scored.better_than(best):
+            self.outcome.score, self.outcome.best = scored, number
+            self.best_state = _copied_state(self.bare)
         self.progress.epoch(epoch)
 
     def train_epoch(self, number: int) -> tuple[float, float]:
@@ -188,7 +191,7 @@ class _Run:
         return self.validation is not None and self.config.patience is not None and waited >= self.config.patience
 
     def keep_best(self) -> None:
-        if self.best is not None:
+        if self.outcome.score is not None:
             self.bare.load_state_dict(self.best_state)
         self.model.eval()
 
@@ -199,7 +202,7 @@ class _Run:
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
                 "best_state": self.best_state,
-                "best": None if self.best is None else (self.best.loss, self.best.accuracy),
+                "best": None if self.outcome.score is None else (self.outcome.score.loss, self.outcome.score.accuracy),
                 "best_epoch": self.outcome.best,
                 "history": [vars(epoch) for epoch in self.outcome.history],
             }
@@ -214,9 +217,9 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.best_state = state["best_state"]
-        self.best = None if state["best"] is None else Scored(*state["best"])
+        score = None if state["best"] is None else Scored(*state["best"])
         history = [Epoch(**epoch) for epoch in state["history"]]
-        self.outcome = replace(self.outcome, history=history, best=state["best_epoch"])
+        self.outcome = Outcome(history=history, best=state["best_epoch"], score=score)
         return len(history) + 1
 
 

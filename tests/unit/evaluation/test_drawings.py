@@ -81,6 +81,13 @@ def test_an_arc_diagram_has_a_pair_of_arcs_for_each_skip_and_prints_each_weight(
     assert sorted(words(svg)) == sorted([*"0123", "0.01", "0.04", "0.05", "0.07", "0.08", "0.09"])
 
 
+def test_an_arc_ends_at_its_two_states():
+    svg = drawings.draw_arcs(*stage(2))
+    zero, one, two = re.findall(r'<use [^>]*x="([\d.]+)"', svg)
+    ends = re.findall(r'"M ([\d.]+) [\d.]+ \nC[^"]*?([\d.]+) [\d.]+ \n"', svg)
+    assert ends == [(one, zero)] * 2 + [(two, zero)] * 2 + [(two, one)] * 2
+
+
 def test_an_arc_is_thicker_for_a_larger_weight_and_its_band_for_a_larger_spread():
     def widths(weight, spread):
         svg = drawings.draw_arcs(np.array([[weight]]), np.array([[spread]]), np.array([[False]]))

@@ -81,6 +81,11 @@ def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy(answer
     assert answers([0, 0, 0, 0], [0, 0, 1, 2], confidence=0.8).calibration_error == pytest.approx(0.3)
 
 
+def test_the_calibration_error_does_not_mix_confidences_of_different_bins():
+    found = evaluation([0, 1], [[0.62, 0.19, 0.19], [0.68, 0.16, 0.16]])
+    assert found.calibration_error == pytest.approx(((1 - 0.62) + 0.68) / 2)
+
+
 def test_the_calibration_error_of_confident_and_right_answers_is_zero(answers):
     assert answers([0, 1, 2], [0, 1, 2], confidence=1.0).calibration_error == pytest.approx(0)
 
@@ -176,9 +181,14 @@ def test_the_interval_of_a_paired_difference_is_bonett_and_price(answers):
     assert (found.low, found.high) == pytest.approx((8 / 102 - margin, 8 / 102 + margin), abs=1e-6)
 
 
-def test_a_small_difference_is_a_tie(answers):
-    found = disagreeing(answers, 10, 5, 2)
+def test_a_difference_with_p_above_5_percent_is_a_tie(answers):
+    found = disagreeing(answers, 10, 7, 1)
+    assert found.p_value == pytest.approx(18 / 256)
     assert found.verdict == "tie"
+
+
+def test_the_interval_of_a_small_difference_holds_zero(answers):
+    found = disagreeing(answers, 10, 5, 2)
     assert found.difference.low < 0 < found.difference.high
 
 

@@ -64,6 +64,13 @@ def test_the_page_says_the_result_in_words_first(render):
     assert paragraphs[1].startswith("A head alone answers 60.0 % right: a tie")
 
 
+def test_validation_images_are_not_called_test_images(render):
+    page = render(split="validation")
+    assert "On 5 validation images the patch" in page.text()
+    assert "test image" not in page.text()
+    assert page.all("img")[0]["alt"] == "Validation image of the class c"
+
+
 def test_a_patch_worse_than_the_head_alone_gets_a_warning(render, answers):
     labels = [0] * 20
     worse, better = answers(labels, [0] * 8 + [1] * 12), answers(labels, [0] * 18 + [1] * 2)
@@ -201,6 +208,7 @@ def test_the_classes_are_listed_the_weakest_first_and_absent_ones_last(render, a
 def test_the_weakest_class_comes_first(render):
     table = next(table for table in render().all("table") if "Precision" in table["text"])
     assert re.findall(r"^([abc])\d", table["text"], flags=re.MULTILINE) == ["c", "a", "b"]
+    assert "100.0 % (34.2–100.0)\n66.7 %" in table["text"]
 
 
 def test_at_most_24_thumbnails_of_at_most_96_pixels_are_shown(render):

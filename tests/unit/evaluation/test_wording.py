@@ -35,12 +35,12 @@ def test_a_part_is_given_in_percent_with_its_interval():
 
 
 def test_the_summary_names_the_images_and_the_interval(answers):
-    sentence = plain(wording.summary(answers([0] * 10, [0] * 8 + [1] * 2)))
+    sentence = plain(wording.summary(answers([0] * 10, [0] * 8 + [1] * 2), "test"))
     assert sentence == "On 10 test images the patch answers 80.0 % right (95 % interval 49.0–94.3)."
 
 
 def test_the_summary_of_one_image_is_in_the_singular(answers):
-    assert wording.summary(answers([0], [0])).startswith("On 1 test image the patch")
+    assert wording.summary(answers([0], [0]), "test").startswith("On 1 test image the patch")
 
 
 @pytest.mark.parametrize(

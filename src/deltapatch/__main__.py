@@ -1,0 +1,5 @@
+"""``python -m deltapatch``."""
+
+from .cli import main
+
+main()

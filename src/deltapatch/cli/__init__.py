@@ -1,0 +1,71 @@
+"""The command line. Each file of this folder that has a function ``command`` is one command, named like the file."""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from pkgutil import iter_modules
+
+import click
+import typer
+
+from ..errors import DeltapatchError
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def make_app() -> typer.Typer:
+    """The application with every command that is found."""
+    app = typer.Typer(
+        help="Patch a frozen vision model to new tasks; its own answers stay bit-identical.",
+        no_args_is_help=True,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+
+    @app.callback()
+    def options(debug: bool = typer.Option(False, "--debug", help="Show a traceback with errors.")) -> None:
+        """Patch a frozen vision model to new tasks; its own answers stay bit-identical."""
+
+    del options
+    for found in iter_modules(__path__):
+        module = import_module(f"{__name__}.{found.name}")
+        if hasattr(module, "command"):
+            app.command(found.name, epilog=f"Example: [bold]{module.EXAMPLE}[/bold]")(module.command)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command; ends with exit code 0, 2 after an error in one clear line, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = make_app()(arguments, standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        sys.exit(EXIT_ERROR)
+    except click.ClickException as error:
+        _fail(error.format_message(), debug)
+    except click.exceptions.Abort:
+        sys.exit(EXIT_INTERRUPTED)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(0)
+    except DeltapatchError as error:
+        _fail(str(error), debug)
+    except Exception as error:
+        text = " ".join(str(error).split()) or "no message"
+        _fail(f"{type(error).__name__}: {text} (run again with --debug to see where)", debug)
+
+
+def _fail(message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(EXIT_ERROR)

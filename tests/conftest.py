@@ -1,0 +1,20 @@
+"""What every test runs under: one thread, and the shared folder of real weights and images where there is one."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+# Two results are only compared bit by bit where the same kernels ran, and those depend on the number of threads.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real weights and image sets; a test that asks for it is skipped where it is absent."""
+    beside_the_repository = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("DELTAPATCH_SHARED", beside_the_repository))
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent; set DELTAPATCH_SHARED to the folder of real weights and image sets")
+    return folder
