@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from torch.nn import functional
 from torch.optim import AdamW
@@ -95,7 +95,7 @@ def write_weights(model: nn.Module, path: Path) -> None:
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file(tensors, temporary)
+        temporary.write_bytes(save(tensors))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

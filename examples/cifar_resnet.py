@@ -1,6 +1,7 @@
-"""The ResNets for 32 x 32 images of He et al. 2015, section 4.2: a model of one's own, as `load_base` takes it.
+"""The ResNets for 32 x 32 images of He et al. 2015, section 4.2: a model of one's own, as `load_base` takes
+it.
 
-    deltapatch anatomy examples/cifar_resnet.py:resnet20 --size 32 --weights random
+deltapatch anatomy examples/cifar_resnet.py:resnet20 --size 32 --weights random
 """
 
 import torch
@@ -9,7 +10,9 @@ from torch.nn import functional as F
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut without parameters: every second pixel, new channels padded with zeros."""
+    """Two 3x3 convolutions and a shortcut without parameters: every second pixel, new channels padded
+    with zeros.
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()

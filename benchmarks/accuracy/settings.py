@@ -43,13 +43,17 @@ def load_base(name: str, size: int) -> dp.Base:
 
 
 def load_task(name: str, most_train: int | None, most_test: int | None) -> TaskData:
-    """The set with at most so many training and test images (the splits are shuffled, so a prefix is a mix)."""
+    """The set with at most so many training and test images (the splits are shuffled, so a prefix is a
+    mix).
+    """
     task = open_data(SHARED / "data" / f"{name}.npz")
     return replace(task, train=_prefix(task.train, most_train), test=_prefix(task.test, most_test))
 
 
 def development_split(task: TaskData, most: int, seed: int) -> TaskData:
-    """Training and validation images put together, ``most`` of them, and halved again by class; no test images."""
+    """Training and validation images put together, ``most`` of them, and halved again by class; no test
+    images.
+    """
     assert task.train is not None
     rng = np.random.default_rng(seed)
     images = task.train

@@ -25,8 +25,14 @@ def variants(modules: int | str, epochs: int) -> dict[str, tuple[Delta, FitConfi
     return {
         "zero-gain, both": (Delta(modules, "both", "zero-gain"), config),
         "zero-gain, sum": (Delta(modules, "sum", "zero-gain"), config),
-        "zero-gain, both, rate 3e-3": (Delta(modules, "both", "zero-gain"), replace(config, learning_rate=3e-3)),
-        "zero-gain, both, new head": (Delta(modules, "both", "zero-gain"), replace(config, start_from_head=False)),
+        "zero-gain, both, rate 3e-3": (
+            Delta(modules, "both", "zero-gain"),
+            replace(config, learning_rate=3e-3),
+        ),
+        "zero-gain, both, new head": (
+            Delta(modules, "both", "zero-gain"),
+            replace(config, start_from_head=False),
+        ),
         "plain, module": (Delta(modules, "module", "plain"), config),
         "plain, both": (Delta(modules, "both", "plain"), config),
         "identity, module": (Delta(modules, "module", "identity"), config),
@@ -43,7 +49,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     modules = options.modules if options.modules == "all" else int(options.modules)
     chosen = variants(modules, options.epochs)
-    chosen = {name: value for name, value in chosen.items() if options.variants is None or name in options.variants}
+    chosen = {
+        name: value for name, value in chosen.items() if options.variants is None or name in options.variants
+    }
     settings = [s for s in SETTINGS if options.only is None or s.task in options.only]
     results: dict[str, list[list[float]]] = {name: [] for name in ("head", *chosen)}
     for setting in settings:
@@ -56,15 +64,20 @@ def main() -> None:
                 result = fit_task(base, task, method, replace(config, seed=seed), progress=False)
                 # The last epoch, not the best: the best would be chosen on the images that judge.
                 found[name].append(100 * (result.history[-1].validation_accuracy or 0))
-                print(f"{setting.task} seed {seed} {name}: {found[name][-1]:.1f} ({time.perf_counter() - started:.0f} s)", flush=True)
+                seconds = time.perf_counter() - started
+                print(
+                    f"{setting.task} seed {seed} {name}: {found[name][-1]:.1f} ({seconds:.0f} s)", flush=True
+                )
             found["head"].append(100 * result.head_only.info.figures["validation/accuracy"])
         for name, values in found.items():
             results[name].append(values)
     rows = []
     for name, per_set in results.items():
-        cells = [f"{statistics.mean(v):.1f} ± {statistics.stdev(v) if len(v) > 1 else 0:.1f}" for v in per_set]
+        cells = [
+            f"{statistics.mean(v):.1f} ± {statistics.stdev(v) if len(v) > 1 else 0:.1f}" for v in per_set
+        ]
         rows.append([name, *cells, f"{statistics.mean(statistics.mean(v) for v in per_set):.1f}"])
-    title = f"Δ-Networks, modules={modules}: held-out training images, {options.seeds} seeds, {options.epochs} epochs"
+    title = f"Δ-Networks, modules={modules}: held-out images, {options.seeds} seeds, {options.epochs} epochs"
     write_table(options.out, title, ["start, norm", *[s.task for s in settings], "mean"], rows)
 
 

@@ -26,7 +26,8 @@ class Join:
     Attributes:
         addition: which addition that runs in the sub-block it is, counted from 0; None where the join is the
             sub-block's output (several additions, or no shortcut at all).
-        shortcut: how the shortcut enters: operand 0 or 1 of the addition; None where it does not enter as an operand.
+        shortcut: how the shortcut enters: operand 0 or 1 of the addition; None where it does not enter as
+        an operand.
         has_shortcut: whether the base already has a skip into this sub-block.
     """
 
@@ -85,7 +86,8 @@ class HeadSite:
     """The base's classifier: the last layer with weights.
 
     Attributes:
-        path: the module whose input are the features; None where the base has no classifier and its output is.
+        path: the module whose input are the features; None where the base has no classifier and its output
+        is.
         features: how many features an image has once they are pooled.
         layout: how the features come: NC is one vector an image, the others are pooled over their positions.
     """
@@ -110,14 +112,17 @@ class Anatomy:
         """
         if not self.stages:
             raise AnatomyError(
-                "no stage was found in this base: none of its modules is a residual unit or one of a run of modules"
+                "no stage was found in this base: none of its modules is a residual unit or one of a"
+                " run of modules"
                 " that hand a tensor of one shape on; the head method works on any base"
             )
         if count == "all":
             return self.stages
         if not 1 <= count <= len(self.stages):
             names = ", ".join(stage.path for stage in self.stages)
-            raise AnatomyError(f"modules={count} asks for {count} stages, but this base has {len(self.stages)} ({names})")
+            raise AnatomyError(
+                f"modules={count} asks for {count} stages, but this base has {len(self.stages)} ({names})"
+            )
         return self.stages[-count:]
 
 
@@ -191,7 +196,9 @@ def _overlap(path: str, other: str) -> bool:
 
 
 def _runs(trace: Trace, calls: list[ModuleCall], batch: int, leaves: bool) -> Iterator[list[_Link]]:
-    """Maximal runs of siblings where each one's output state is the next one's input state, all of one shape."""
+    """Maximal runs of siblings where each one's output state is the next one's input state, all of one
+    shape.
+    """
     run: list[_Link] = []
     for call in calls:
         if not _can_be_sub_block(call, leaves):
@@ -214,13 +221,17 @@ def _ended(trace: Trace, run: list[_Link], batch: int) -> Iterator[list[_Link]]:
             yield [_Link(call, 0, states[0])]
     elif run:
         first, last = run[0], run[-1]
-        run[0] = _Link(first.call, min(run[1].input_position, len(first.call.inputs) - 1), first.output_position)
+        run[0] = _Link(
+            first.call, min(run[1].input_position, len(first.call.inputs) - 1), first.output_position
+        )
         run[-1] = _Link(last.call, last.input_position, run[-2].output_position)
         yield run
 
 
 def _joined(trace: Trace, run: list[_Link], call: ModuleCall, batch: int) -> list[_Link] | None:
-    """The run with ``call`` at its end, or None if no output of the run's last module reaches the call unchanged."""
+    """The run with ``call`` at its end, or None if no output of the run's last module reaches the call
+    unchanged.
+    """
     if not run:
         return None
     last = run[-1]
@@ -229,7 +240,9 @@ def _joined(trace: Trace, run: list[_Link], call: ModuleCall, batch: int) -> lis
         if output_position >= len(last.call.outputs) or output_position >= len(call.outputs):
             continue
         value = last.call.outputs[output_position]
-        if trace.shapes[call.outputs[output_position]] != trace.shapes[value] or not _is_state(trace, value, batch):
+        if trace.shapes[call.outputs[output_position]] != trace.shapes[value] or not _is_state(
+            trace, value, batch
+        ):
             continue
         for input_position, given in enumerate(call.inputs):
             if trace.shapes[given] == trace.shapes[value] and value in trace.source(given, through=[value]):
@@ -250,7 +263,9 @@ def _is_state(trace: Trace, value: int, batch: int) -> bool:
 
 
 def _is_container_run(trace: Trace, flows: list[BlockFlow], batch: int) -> bool:
-    """Whether the modules of a run are mere sequences that have runs of their own inside: look there instead."""
+    """Whether the modules of a run are mere sequences that have runs of their own inside: look there
+    instead.
+    """
     if not all(isinstance(flow.call.module, nn.Sequential) for flow in flows):
         return False
     groups = trace.children()
@@ -259,7 +274,9 @@ def _is_container_run(trace: Trace, flows: list[BlockFlow], batch: int) -> bool:
 
 
 def _flows_with_states(trace: Trace, run: list[_Link]) -> list[BlockFlow]:
-    """The run's data flows, less a first one that only changes the shape: before it there is no state to skip from."""
+    """The run's data flows, less a first one that only changes the shape: before it there is no state to
+    skip from.
+    """
     flows = [BlockFlow(trace, link.call, link.input_position, link.output_position) for link in run]
     is_transition = flows[0].input_shape != flows[0].output_shape and not flows[0].projects
     return flows[1:] if is_transition else flows
@@ -298,7 +315,9 @@ def _sub_block(flow: BlockFlow) -> SubBlock:
 
 
 def _layout(trace: Trace, flow: BlockFlow) -> Layout:
-    """Tokens are NLC. In a map, channels stand on the axis that the first weights or norm that read it fit."""
+    """Tokens are NLC. In a map, channels stand on the axis that the first weights or norm that read it
+    fit.
+    """
     if len(flow.output_shape) == 3:
         return "NLC"
     on_axis_1, on_axis_3 = flow.input_shape[1], flow.input_shape[3]
@@ -338,14 +357,18 @@ def _find_head(trace: Trace, output: Any, after: int) -> HeadSite:
             layout = "NC" if dimensions == 2 else "NCHW" if weight.ndim == 4 else "NLC"
             return HeadSite(call.path, weight.shape[1], layout)
     last = outputs[-1]
-    layout = {2: "NC", 3: "NLC", 4: "NCHW"}.get(last.ndim)
+    layout: Any = {2: "NC", 3: "NLC", 4: "NCHW"}.get(last.ndim)
     if layout is None:
-        raise AnatomyError(f"the model's output has shape {tuple(last.shape)}; a head needs 2, 3 or 4 dimensions")
+        raise AnatomyError(
+            f"the model's output has shape {tuple(last.shape)}; a head needs 2, 3 or 4 dimensions"
+        )
     return HeadSite(None, last.shape[1] if layout == "NCHW" else last.shape[-1], layout)
 
 
 def _classifier_call(trace: Trace, logits: int, classes: int, after: int) -> ModuleCall | None:
-    """Walks back from the logits over unweighted operations to the first leaf that gives one output a class."""
+    """Walks back from the logits over unweighted operations to the first leaf that gives one output a
+    class.
+    """
     pending, seen, found = [logits], set[int](), list[int]()
     while pending:
         value = pending.pop()
@@ -367,7 +390,9 @@ def _classifier_call(trace: Trace, logits: int, classes: int, after: int) -> Mod
 
 
 @torch.no_grad()
-def example_batch(input_size: tuple[int, int, int], device: torch.device | str = "cpu", images: int = 2) -> Tensor:
+def example_batch(
+    input_size: tuple[int, int, int], device: torch.device | str = "cpu", images: int = 2
+) -> Tensor:
     """Two different images of noise, the same every time, of shape (images, C, H, W)."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(images, *input_size, generator=generator).to(device)

@@ -1,4 +1,6 @@
-"""The frozen model that patches are learned for: the module, its preprocessing, its classes, its fingerprint."""
+"""The frozen model that patches are learned for: the module, its preprocessing, its classes, its
+fingerprint.
+"""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -38,7 +40,8 @@ class Base:
     Attributes:
         module: the model; its output for a batch of images are the logits.
         name: what it is called in messages and files.
-        source: how `load_base` got it, such as ``timm/resnet50.a1_in1k``; empty for a module given as an object.
+        source: how `load_base` got it, such as ``timm/resnet50.a1_in1k``; empty for a module given as an
+        object.
         preprocessing: how an image becomes its input.
         classes: names of its classes in the order of its logits; may be empty.
     """
@@ -63,7 +66,8 @@ class Base:
         """Stages, sub-blocks, joins and classifier, found in one forward pass and verified in two more.
 
         Raises:
-            AnatomyError: the model cannot be run on an input of its own size, or what was found does not hold.
+            AnatomyError: the model cannot be run on an input of its own size, or what was found does not
+            hold.
         """
         example = self.example()
         with self.freezer.frozen():

@@ -5,10 +5,8 @@ from functools import cached_property
 
 from .trace import ModuleCall, Trace
 
-_UNCHANGED = frozenset(
-    "dropout dropout2d identity contiguous clone view reshape permute transpose flatten unflatten squeeze unsqueeze"
-    " movedim to type float __getitem__".split()
-)
+_LAYOUT = "view reshape permute transpose flatten unflatten squeeze unsqueeze movedim __getitem__"
+_UNCHANGED = frozenset(f"dropout dropout2d identity contiguous clone to type float {_LAYOUT}".split())
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ class BlockFlow:
 
     @property
     def addition(self) -> int | None:
-        """The join as a number: how many additions run in the sub-block before it. None: the join is the output."""
+        """How many additions run in the sub-block before its join; None where the join is the output."""
         if self.shortcut is None or self._final_addition is None:
             return None
         before = self.trace.operations[self.call.start : self._final_addition]
@@ -118,7 +116,7 @@ class BlockFlow:
 
     @property
     def has_shortcut(self) -> bool:
-        """Whether the base has a skip into this sub-block: by its join, or because the output carries the input."""
+        """Whether the base has a skip into this sub-block: at its join, or as its output carries its input."""
         if self.shortcut is not None:
             return True
         fact = self._facts.get(self.output)

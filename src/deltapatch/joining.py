@@ -33,7 +33,9 @@ class Junction(Protocol):
 
     @property
     def shortcut(self) -> Tensor | None:
-        """What the base's own skip brings: f_{i-1}, projected where the base projects it; None without a skip."""
+        """What the base's own skip brings: f_{i-1}, projected where the base projects it; None without a
+        skip.
+        """
         ...
 
 
@@ -56,7 +58,9 @@ class AddedJunction:
 
 @dataclass(frozen=True)
 class OutputJunction:
-    """A join at the sub-block's output: what the sub-block added to its input counts as its residual branch."""
+    """A join at the sub-block's output: what the sub-block added to its input counts as its residual
+    branch.
+    """
 
     total: Tensor
     shortcut: Tensor | None
@@ -102,7 +106,8 @@ def run_sub_block(
             output = forward(*args, **kwargs)
         if take_over.seen <= join.addition:
             raise AnatomyError(
-                f"{sub_block.path} ran {take_over.seen} additions where {join.addition + 1} were expected; the base"
+                f"{sub_block.path} ran {take_over.seen} additions where {join.addition + 1} were"
+                f" expected; the base"
                 " runs differently from when it was loaded (another mode or input kind), load it again"
             )
         return output

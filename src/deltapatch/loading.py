@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -48,11 +48,15 @@ def load_base(
     """Loads the frozen model that patches are learned for.
 
     Args:
-        source: ``timm/NAME``, ``torchvision/NAME``, ``FILE.py:FUNCTION`` (the function is called without arguments
-            and returns the module; the file is executed), ``demo`` (the small base that ships with deltapatch), or a
+        source: ``timm/NAME``, ``torchvision/NAME``, ``FILE.py:FUNCTION`` (the function is called without
+        arguments
+            and returns the module; the file is executed), ``demo`` (the small base that ships with
+            deltapatch), or a
             module.
-        weights: a ``.safetensors`` file or one that ``torch.load(weights_only=True)`` reads; ``"random"`` for the
-            random starting weights. Left out: the library's own pre-trained weights (a file's function or a module
+        weights: a ``.safetensors`` file or one that ``torch.load(weights_only=True)`` reads; ``"random"``
+        for the
+            random starting weights. Left out: the library's own pre-trained weights (a file's function or a
+            module
             keeps the weights it comes with).
         classes: names of the base's classes: a sequence, a text file with one a line, or ``"imagenet1k"``.
         num_classes: for weights with another number of classes; found from the weights where it is left out.
@@ -77,7 +81,9 @@ def load_base(
     if device is not None:
         module.to(device)
     given = {"size": size, "mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct}
-    known = _known_preprocessing(module, recipe) | {key: value for key, value in given.items() if value is not None}
+    known = _known_preprocessing(module, recipe) | {
+        key: value for key, value in given.items() if value is not None
+    }
     return Base(
         module=module,
         name=name or recipe.name,
@@ -119,11 +125,13 @@ def _timm(name: str, pretrained: bool) -> _Recipe:
         raise DeltapatchError(f"timm has no weights for '{name}'; give weights=FILE, or 'random' for none")
 
     def build(num_classes: int | None) -> nn.Module:
-        extra = {} if num_classes is None else {"num_classes": num_classes}
+        extra: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
         try:
             return timm.create_model(name, pretrained=pretrained, **extra)
         except Exception as error:
-            raise DeltapatchError(f"timm could not make '{name}': {error}; give weights=FILE to use your own") from error
+            raise DeltapatchError(
+                f"timm could not make '{name}': {error}; give weights=FILE to use your own"
+            ) from error
 
     config = timm.get_pretrained_cfg(name)
     is_imagenet = config is not None and config.num_classes == 1000
@@ -136,8 +144,11 @@ def _torchvision(name: str, pretrained: bool) -> _Recipe:
     if name not in zoo.list_models():
         raise DeltapatchError(f"torchvision has no model '{name}'{_close(name, zoo.list_models())}")
     choices = list(zoo.get_model_weights(name))
-    # Own weights are taken to be prepared as the first published ones were; the newest are the library's default.
-    chosen = getattr(zoo.get_model_weights(name), "DEFAULT", None) if pretrained else next(iter(choices), None)
+    # Own weights are taken to be prepared as the first published ones were; the newest are the library's
+    # default.
+    chosen = (
+        getattr(zoo.get_model_weights(name), "DEFAULT", None) if pretrained else next(iter(choices), None)
+    )
 
     def build(num_classes: int | None) -> nn.Module:
         extra = {} if num_classes is None else {"num_classes": num_classes}
@@ -150,7 +161,7 @@ def _torchvision(name: str, pretrained: bool) -> _Recipe:
 
     if chosen is None:
         return _Recipe(name, build, {}, ())
-    steps = cast(Any, chosen.transforms())
+    steps: Any = chosen.transforms()
     known = {
         "size": int(steps.crop_size[0]),
         "mean": tuple(steps.mean),
@@ -167,7 +178,9 @@ def _demo() -> _Recipe:
 
     known = PREPROCESSING.model_dump()
     size = known.pop("input_size")[1:]
-    return _Recipe("demo (printed characters)", lambda _: build_demo_model(), {"size": size, **known}, CLASSES)
+    return _Recipe(
+        "demo (printed characters)", lambda _: build_demo_model(), {"size": size, **known}, CLASSES
+    )
 
 
 def _from_file(path: Path, function: str) -> _Recipe:
@@ -188,7 +201,9 @@ def _from_file(path: Path, function: str) -> _Recipe:
     def build(num_classes: int | None) -> nn.Module:
         module = make() if num_classes is None else make(num_classes=num_classes)
         if not isinstance(module, nn.Module):
-            raise DeltapatchError(f"{path}:{function} returned a {type(module).__name__}; it must return an nn.Module")
+            raise DeltapatchError(
+                f"{path}:{function} returned a {type(module).__name__}; it must return an nn.Module"
+            )
         return module
 
     return _Recipe(function, build, {}, ())
@@ -221,7 +236,8 @@ def _with_weights(recipe: _Recipe, path: Path, num_classes: int | None) -> nn.Mo
     for key, tensor in state.items():
         if tensor.shape != own[key].shape:
             raise DeltapatchError(
-                f"{path}: '{key}' has shape {tuple(tensor.shape)}, but {recipe.name} needs {tuple(own[key].shape)}"
+                f"{path}: '{key}' has shape {tuple(tensor.shape)}, but {recipe.name} needs"
+                f" {tuple(own[key].shape)}"
             )
     module.load_state_dict(state, strict=False)
     return module
@@ -246,7 +262,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise DeltapatchError(
             f"{path}: not a safetensors file or plain torch checkpoint ({str(error).splitlines()[0]})"
         ) from error
-    wrapped = next((key for key in _WRAPPINGS if isinstance(state, Mapping) and isinstance(state.get(key), Mapping)), None)
+    wrapped = next(
+        (key for key in _WRAPPINGS if isinstance(state, Mapping) and isinstance(state.get(key), Mapping)),
+        None,
+    )
     state = state if wrapped is None else state[wrapped]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DeltapatchError(f"{path}: does not hold a state dict, that is names and tensors")
@@ -256,7 +275,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def _other_number_of_classes(module: nn.Module, state: Mapping[str, Tensor]) -> int | None:
     """The number of classes of the weights, where that alone sets them apart from the module."""
     own = module.state_dict()
-    differing = [(own[key].shape, state[key].shape) for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    differing = [
+        (own[key].shape, state[key].shape)
+        for key in own.keys() & state.keys()
+        if own[key].shape != state[key].shape
+    ]
     if not differing or any(a[1:] != b[1:] for a, b in differing):
         return None
     numbers = {found[0] for _, found in differing if found}
@@ -269,7 +292,7 @@ def _other_number_of_classes(module: nn.Module, state: Mapping[str, Tensor]) -> 
 def _known_preprocessing(module: nn.Module, recipe: _Recipe) -> dict[str, Any]:
     if recipe.preprocessing or not hasattr(module, "pretrained_cfg"):
         return dict(recipe.preprocessing)
-    from timm.data import resolve_model_data_config
+    from timm.data.config import resolve_model_data_config
 
     config = resolve_model_data_config(module)
     known = {key: config[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
@@ -291,7 +314,8 @@ def _preprocessing(name: str, known: dict[str, Any]) -> Preprocessing:
     height, width = (size, size) if isinstance(size, int) else size
     if len(mean) not in (1, 3) or len(std) != len(mean):
         raise DeltapatchError(
-            f"mean has {len(mean)} values and std has {len(std)}; both need 3 values for colour or 1 for grey input"
+            f"mean has {len(mean)} values and std has {len(std)}; both need 3 values for colour or 1"
+            f" for grey input"
         )
     try:
         return Preprocessing(input_size=(len(mean), height, width), mean=mean, std=std, **known)
@@ -313,6 +337,8 @@ def _class_names(classes: str | os.PathLike[str] | Sequence[str]) -> tuple[str, 
     if isinstance(classes, (str, os.PathLike)):
         path = Path(classes)
         if not path.is_file():
-            raise DeltapatchError(f"{path}: there is no such file of class names (one a line), nor a set of that name")
+            raise DeltapatchError(
+                f"{path}: there is no such file of class names (one a line), nor a set of that name"
+            )
         return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     return tuple(classes)

@@ -1,4 +1,6 @@
-"""What a patch method is: one frozen configuration, the sites it touches, the parameters it owns, what it computes."""
+"""What a patch method is: one frozen configuration, the sites it touches, the parameters it owns, what it
+computes.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 class Method(ABC):
     """A kind of patch. A subclass is a frozen dataclass of plain values, registered with `register_method`.
 
-    `site_type` is a frozen dataclass of plain values too: sites are stored in the patch file, so that a patch can
+    `site_type` is a frozen dataclass of plain values too: sites are stored in the patch file, so that a
+    patch can
     be built again without its base, and compared with the base's anatomy when it is added to one.
     """
 
@@ -41,12 +44,15 @@ class Method(ABC):
 
     @abstractmethod
     def touches(self, site: Any, part: nn.Module) -> Mapping[str, Touch]:
-        """Module name -> what it computes while the patch is active. Made anew for each call, so it may keep state."""
+        """Module name -> what it computes while the patch is active. Made anew for each call, so it may
+        keep state.
+        """
 
     def build(self, base: "Base", classes: Sequence[str] = (), seed: int | None = None) -> "Patch":
         """A new, unfitted patch of this method for a base; without ``classes`` it has no head.
 
-        ``seed`` makes the starting parameters the same every time; the caller's random state is left as it was.
+        ``seed`` makes the starting parameters the same every time; the caller's random state is left as it
+        was.
         """
         from .patch import Patch
 

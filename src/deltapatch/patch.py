@@ -6,7 +6,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -17,7 +17,7 @@ from .base import Base
 from .errors import DeltapatchError, PatchFileError, WrongBaseError
 from .file import read_patch_file, write_patch_file
 from .info import BaseReference, HeadReference, MethodReference, PatchInfo
-from .method import Method, make_method, registered_methods
+from .method import Method, make_method
 from .touching import Touch
 
 FILE_NAME = "patch.safetensors"
@@ -46,16 +46,22 @@ class Patch(nn.Module):
         self.eval()
 
     @classmethod
-    def build(cls, method: Method, base: Base, classes: Sequence[str] = (), seed: int | None = None) -> "Patch":
+    def build(
+        cls, method: Method, base: Base, classes: Sequence[str] = (), seed: int | None = None
+    ) -> "Patch":
         """A new, unfitted patch on the base's device; see `Method.build`."""
         if isinstance(classes, str):
-            raise DeltapatchError(f"classes must be a sequence of names, but it is the single text '{classes}'")
+            raise DeltapatchError(
+                f"classes must be a sequence of names, but it is the single text '{classes}'"
+            )
         sites = method.sites(base.anatomy)
         try:
             info = PatchInfo(
                 task="classification",
                 method=MethodReference(
-                    name=method.name, config=method.configuration(), sites=tuple(asdict(site) for site in sites)
+                    name=method.name,
+                    config=method.configuration(),
+                    sites=tuple(asdict(site) for site in sites),
                 ),
                 base=BaseReference(name=base.name, fingerprint=base.fingerprint, source=base.source),
                 classes=tuple(classes),
@@ -86,7 +92,9 @@ class Patch(nn.Module):
         return sum(parameter.numel() for parameter in counted.parameters())
 
     def touches(self) -> dict[str, Touch]:
-        """Module name -> what it computes, for one use of the patch: keep it for one thread, make it anew for each."""
+        """Module name -> what it computes, for one use of the patch: keep it for one thread, make it anew
+        for each.
+        """
         touches: dict[str, Touch] = {}
         for site, part in zip(self.sites, self.parts, strict=True):
             touches.update(self.method.touches(site, part))
@@ -102,13 +110,16 @@ class Patch(nn.Module):
         expected = self.info.base
         if base.fingerprint != expected.fingerprint:
             raise WrongBaseError(
-                f"this patch belongs to base {expected.name} with fingerprint {expected.fingerprint[:19]}…, but it was"
-                f" given base {base.name} with fingerprint {base.fingerprint[:19]}…; load the base it was fitted on"
+                f"this patch belongs to base {expected.name} with fingerprint"
+                f" {expected.fingerprint[:19]}…, but it was"
+                f" given base {base.name} with fingerprint {base.fingerprint[:19]}…; load the base it"
+                f" was fitted on"
             )
         if tuple(self.method.sites(base.anatomy)) != self.sites:
             raise WrongBaseError(
                 f"base {base.name} has the weights this patch belongs to, but another structure than"
-                f" {expected.name} had; load it as it was loaded when the patch was fitted ({expected.source})"
+                f" {expected.name} had; load it as it was loaded when the patch was fitted"
+                f" ({expected.source})"
             )
         if self.head is not None and self.head.in_features != base.anatomy.head.features:
             raise WrongBaseError(
@@ -116,7 +127,8 @@ class Patch(nn.Module):
                 f" {base.anatomy.head.features}"
             )
 
-    # --- files ------------------------------------------------------------------------------------------------
+    # --- files
+    # ------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the whole patch to one ``.safetensors`` file, at once or not at all.
@@ -130,7 +142,8 @@ class Patch(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Patch":
-        """Reads a patch; nothing in the file is executed, and its tensors are checked against its configuration.
+        """Reads a patch; nothing in the file is executed, and its tensors are checked against its
+        configuration.
 
         Raises:
             PatchFileError: the file is damaged, hostile, of a newer version, or not a patch.
@@ -152,7 +165,9 @@ class Patch(nn.Module):
         return patch
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
-        """Writes the patch and a model card into a folder (made if missing), as Hugging Face's libraries do."""
+        """Writes the patch and a model card into a folder (made if missing), as Hugging Face's libraries
+        do.
+        """
         from .card import model_card
 
         directory = Path(save_directory)
@@ -184,21 +199,29 @@ class Patch(nn.Module):
                 str(pretrained_model_name_or_path),
                 FILE_NAME,
                 revision=revision,
-                cache_dir=cache_dir,
+                cache_dir=None if cache_dir is None else Path(cache_dir),
                 token=token,
                 local_files_only=local_files_only,
             )
         except Exception as error:
             raise PatchFileError(
-                f"'{pretrained_model_name_or_path}' is no file or folder here, and {FILE_NAME} could not be had from"
+                f"'{pretrained_model_name_or_path}' is no file or folder here, and {FILE_NAME} could"
+                f" not be had from"
                 f" a hub repository of that name: {error}"
             ) from error
         return cls.load(downloaded)
 
     def push_to_hub(
-        self, repo_id: str, *, private: bool | None = None, token: str | bool | None = None, revision: str | None = None
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
     ) -> str:
-        """Uploads the patch and its model card to a hub repository (made if missing); returns the commit's address."""
+        """Uploads the patch and its model card to a hub repository (made if missing); returns the
+        commit's address.
+        """
         from tempfile import TemporaryDirectory
 
         from huggingface_hub import HfApi
@@ -208,7 +231,10 @@ class Patch(nn.Module):
         with TemporaryDirectory() as directory:
             self.save_pretrained(directory)
             commit = api.upload_folder(
-                repo_id=repo_id, folder_path=directory, revision=revision, commit_message="Upload a deltapatch patch"
+                repo_id=repo_id,
+                folder_path=directory,
+                revision=revision,
+                commit_message="Upload a deltapatch patch",
             )
         return str(commit)
 
@@ -235,8 +261,8 @@ def library_versions() -> dict[str, str]:
 
 
 def _sites_from(method: Method, info: PatchInfo) -> tuple[Any, ...]:
-    adapter = TypeAdapter(tuple[registered_methods()[method.name].site_type, ...])
-    return cast(tuple[Any, ...], adapter.validate_python(info.method.sites))
+    adapter: TypeAdapter[Any] = TypeAdapter(type(method).site_type)
+    return tuple(adapter.validate_python(site) for site in info.method.sites)
 
 
 def _check_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -253,4 +279,6 @@ def _check_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapping[st
                 f" {tuple(tensor.shape)}"
             )
         if found[name].is_floating_point() != tensor.is_floating_point():
-            raise PatchFileError(f"{path}: '{name}' has type {found[name].dtype}, but {tensor.dtype} was expected")
+            raise PatchFileError(
+                f"{path}: '{name}' has type {found[name].dtype}, but {tensor.dtype} was expected"
+            )

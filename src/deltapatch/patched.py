@@ -1,7 +1,9 @@
-"""A base with patches: each call says which one answers, and without one the base answers as it always did."""
+"""A base with patches: each call says which one answers, and without one the base answers as it always
+did.
+"""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import deepcopy
@@ -29,13 +31,16 @@ class _Selected:
 SELECTED: Final = _Selected()
 
 # Which patch the innermost `active` of each model names, in this thread or task.
-_selections: ContextVar[Mapping[nn.Module, str | None]] = ContextVar("deltapatch_selections", default=MappingProxyType({}))
+_selections: ContextVar[Mapping[nn.Module, str | None]] = ContextVar(
+    "deltapatch_selections", default=MappingProxyType({})
+)
 
 
 class PatchedModel(nn.Module):
     """One frozen base and any number of patches.
 
-    ``model(x)`` is the base's own answer, bit for bit; ``model(x, patch="birds")`` is the task's. The choice is
+    ``model(x)`` is the base's own answer, bit for bit; ``model(x, patch="birds")`` is the task's. The
+    choice is
     made per call and per thread; nothing about it is stored in the base.
 
     Example:
@@ -55,7 +60,8 @@ class PatchedModel(nn.Module):
         self._default: str | None = None
         self.eval()
 
-    # --- the set of patches -----------------------------------------------------------------------------------
+    # --- the set of patches
+    # -----------------------------------------------------------------------------------
 
     @property
     def patches(self) -> dict[str, Patch]:
@@ -71,7 +77,9 @@ class PatchedModel(nn.Module):
         """
         check_patch_name(name)
         if name in self._patches:
-            raise DeltapatchError(f"there is a patch named '{name}' already; delete it first or choose another name")
+            raise DeltapatchError(
+                f"there is a patch named '{name}' already; delete it first or choose another name"
+            )
         patch.check_base(self.base)
         for path in patch.touches():
             self.base.submodule(path)
@@ -104,14 +112,16 @@ class PatchedModel(nn.Module):
         name = self._selected()
         return () if name is None else (name,)
 
-    # --- running ----------------------------------------------------------------------------------------------
+    # --- running
+    # ----------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, patch: str | None | _Selected = SELECTED) -> Any:
+    def forward(self, x: Tensor, patch: str | _Selected | None = SELECTED) -> Any:
         """The answer of the named patch, or of the base.
 
         Args:
             x: a batch of preprocessed images of shape (N, C, H, W).
-            patch: a name; None for the base; left out, the patch selected by `active` or `set_patch`, else the base.
+            patch: a name; None for the base; left out, the patch selected by `active` or `set_patch`, else
+            the base.
 
         Returns:
             With a patch, its logits of shape (N, its number of classes); else whatever the base returns.
@@ -121,10 +131,12 @@ class PatchedModel(nn.Module):
             return self.base_module(x)
 
     @contextmanager
-    def active(self, name: str | None) -> Iterator["PatchedModel"]:
-        """While it lasts, and in this thread or task only, the base's modules run with the patch, whoever calls them.
+    def active(self, name: str | None) -> Generator["PatchedModel"]:
+        """While it lasts, and in this thread or task only, the base's modules run with the patch, whoever
+        calls them.
 
-        The base stays in eval mode and its buffers stay as they are, even if the caller puts it into train mode.
+        The base stays in eval mode and its buffers stay as they are, even if the caller puts it into train
+        mode.
         """
         token = _selections.set({**_selections.get(), self: name})
         try:
@@ -138,7 +150,7 @@ class PatchedModel(nn.Module):
         return self.active(None)
 
     @contextmanager
-    def _running(self, name: str | None, hold_mode: bool) -> Iterator[None]:
+    def _running(self, name: str | None, hold_mode: bool) -> Generator[None]:
         touches = {} if name is None else touches_of(self.base, self._patch(name))
         with self.base.freezer.frozen(hold_mode), touched(touches, instead_of=self.base_module):
             yield
@@ -153,7 +165,8 @@ class PatchedModel(nn.Module):
             known = ", ".join(sorted(self._patches)) or "none"
             raise DeltapatchError(f"there is no patch named '{name}'; patches here: {known}") from None
 
-    # --- nn.Module --------------------------------------------------------------------------------------------
+    # --- nn.Module
+    # --------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> "PatchedModel":
         """Sets the mode of the patches; the base always runs in eval mode."""

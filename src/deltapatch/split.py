@@ -77,7 +77,8 @@ class Split:
 
 
 def split_before(base: Base, divergence: str) -> Split | None:
-    """The base cut before a module, or before the innermost module around it where a cut gives the same answers.
+    """The base cut before a module, or before the innermost module around it where a cut gives the same
+    answers.
 
     None where there is no such place: the tail needs more of the trunk than what one module is given.
     """
@@ -102,7 +103,11 @@ def _split_at(base: Base, divergence: str) -> Split | None:
             return None
         split = Split(base, divergence, _templates(base, trunk_modules, example))
     given = split.trunk(example)
-    if not given or any(len(tensor) != len(example) for tensor in given if tensor.ndim) or not all(t.ndim for t in given):
+    if (
+        not given
+        or any(len(tensor) != len(example) for tensor in given if tensor.ndim)
+        or not all(t.ndim for t in given)
+    ):
         return None
     try:
         again = split.tail(given)
@@ -115,7 +120,9 @@ def _split_at(base: Base, divergence: str) -> Split | None:
 
 
 def _trunk_modules(trace: Trace, divergence: ModuleCall) -> list[nn.Module] | None:
-    """The outermost modules that were through before the divergence began; None if one of them runs again later."""
+    """The outermost modules that were through before the divergence began; None if one of them runs again
+    later.
+    """
     ancestors = {""}
     for part in divergence.path.split(".")[:-1]:
         ancestors.add(f"{max(ancestors, key=len)}.{part}".lstrip("."))
@@ -143,7 +150,10 @@ def _templates(base: Base, modules: list[nn.Module], example: Tensor) -> dict[nn
     def note(module: nn.Module) -> Touch:
         def touch(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             output = forward(*args, **kwargs)
-            empty = (t.new_zeros(()).expand(1 if len(t) == len(example) else len(t), *t.shape[1:]) for t in tensors_in(output))
+            empty = (
+                t.new_zeros(()).expand(1 if len(t) == len(example) else len(t), *t.shape[1:])
+                for t in tensors_in(output)
+            )
             templates[module] = _exchanged(output, empty)
             return output
 

@@ -1,12 +1,13 @@
 """How a module runs differently for a while: per call and per thread, and gone without a trace afterwards.
 
 A *touch* stands in for a module's forward. While at least one context in any thread touches a module, its
-``forward`` is shadowed by a dispatcher that looks up the touch of the *current* context; contexts without one run
+``forward`` is shadowed by a dispatcher that looks up the touch of the *current* context; contexts without
+one run
 the module's own forward. Nothing is renamed, re-parented, hooked or registered, and the last context to leave
 removes the shadow.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import deepcopy
@@ -25,13 +26,24 @@ _current: ContextVar[Mapping[nn.Module, Touch]] = ContextVar("deltapatch_touches
 _lock = Lock()
 
 _SHADOWS = "_deltapatch_shadows"
-_MISSING = object()
+
+
+class _Missing:
+    """Stands for an attribute that a module's instance has not; as a class, it stays itself in a deep copy."""
+
+
+class _Shadows(dict[str, tuple[int, Any]]):
+    """Method name -> how many contexts shadow it, and what the instance itself had under that name."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Shadows":
+        # No context holds the copy of a module: its copied shadows find a depth of 0 here and run what is its own.
+        return _Shadows({name: (0, deepcopy(own, memo)) for name, (_, own) in self.items()})
 
 
 def _shadow(module: nn.Module, name: str, function: Callable[..., Any]) -> None:
     """Puts ``function``, bound to the module, before the module's own attribute; counts how often."""
-    shadows: dict[str, tuple[int, Any]] = module.__dict__.setdefault(_SHADOWS, {})
-    depth, own = shadows.get(name, (0, module.__dict__.get(name, _MISSING)))
+    shadows: _Shadows = module.__dict__.setdefault(_SHADOWS, _Shadows())
+    depth, own = shadows.get(name, (0, module.__dict__.get(name, _Missing)))
     if depth == 0:
         # A bound method: a deep copy of the module rebinds it to the copy.
         module.__dict__[name] = MethodType(function, module)
@@ -40,12 +52,12 @@ def _shadow(module: nn.Module, name: str, function: Callable[..., Any]) -> None:
 
 def _unshadow(module: nn.Module, name: str) -> None:
     """Takes one `_shadow` off; the last one leaves the module's ``__dict__`` as it was found."""
-    shadows: dict[str, tuple[int, Any]] = module.__dict__[_SHADOWS]
+    shadows: _Shadows = module.__dict__[_SHADOWS]
     depth, own = shadows.pop(name)
     if depth > 1:
         shadows[name] = (depth - 1, own)
         return
-    if own is _MISSING:
+    if own is _Missing:
         del module.__dict__[name]
     else:
         module.__dict__[name] = own
@@ -53,28 +65,31 @@ def _unshadow(module: nn.Module, name: str) -> None:
         del module.__dict__[_SHADOWS]
 
 
-def _own_forward(module: nn.Module) -> Callable[..., Any]:
-    """The forward that the module would run without us: one set on the instance, or its class's."""
-    _, own = module.__dict__.get(_SHADOWS, {}).get("forward", (0, _MISSING))
-    return type(module).forward.__get__(module) if own is _MISSING else own
+def _own(module: nn.Module, name: str) -> Callable[..., Any]:
+    """The method that the module would run without us: one set on the instance, or its class's."""
+    _, own = module.__dict__.get(_SHADOWS, {}).get(name, (0, _Missing))
+    return getattr(type(module), name).__get__(module) if own is _Missing else own
 
 
 def _dispatch(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     touch = _current.get().get(self)
-    own = _own_forward(self)
+    own = _own(self, "forward")
     return own(*args, **kwargs) if touch is None else touch(own, *args, **kwargs)
 
 
 def _ignore_mode(self: nn.Module, mode: bool = True) -> nn.Module:
-    return self
+    depth, _ = self.__dict__.get(_SHADOWS, {}).get("train", (0, _Missing))
+    return self if depth else _own(self, "train")(mode)
 
 
 @contextmanager
-def touched(touches: Mapping[nn.Module, Touch], instead_of: nn.Module | None = None) -> Iterator[None]:
+def touched(touches: Mapping[nn.Module, Touch], instead_of: nn.Module | None = None) -> Generator[None]:
     """Within the context, and in this thread or task only, the given modules run as their touches say.
 
-    Contexts nest: the inner one's touch of a module wins, and touches of modules of ``instead_of`` that an outer
-    context made are laid aside. Taken off whatever happens; if a module cannot be touched, those before it are
+    Contexts nest: the inner one's touch of a module wins, and touches of modules of ``instead_of`` that an
+    outer
+    context made are laid aside. Taken off whatever happens; if a module cannot be touched, those before it
+    are
     restored and the error is raised.
     """
     shadowed: list[nn.Module] = []
@@ -98,14 +113,19 @@ def touched(touches: Mapping[nn.Module, Touch], instead_of: nn.Module | None = N
 
 def touched_modules(root: nn.Module) -> list[str]:
     """Names of the modules of ``root`` that some context touches now."""
-    return [name for name, module in root.named_modules() if _SHADOWS in module.__dict__]
+    return [name for name, module in root.named_modules() if _is_touched(module)]
+
+
+def _is_touched(module: nn.Module) -> bool:
+    return any(depth for depth, _ in module.__dict__.get(_SHADOWS, {}).values())
 
 
 @dataclass
 class Freezer:
     """Keeps a model in eval mode and without gradients while anyone computes with it.
 
-    The modes and gradient flags that the caller had set come back when the last computation leaves. A caller who
+    The modes and gradient flags that the caller had set come back when the last computation leaves. A
+    caller who
     calls ``train()`` on the model, or on something that holds it, in the meantime changes nothing that runs.
     """
 
@@ -115,7 +135,7 @@ class Freezer:
     _with_gradients: list[nn.Parameter] = field(default_factory=list)
 
     @contextmanager
-    def frozen(self, hold_mode: bool = False) -> Iterator[None]:
+    def frozen(self, hold_mode: bool = False) -> Generator[None]:
         """Frozen within the context. With ``hold_mode``, ``train()`` has no effect on the model meanwhile."""
         modules = list(self.root.modules())
         with _lock:

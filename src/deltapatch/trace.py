@@ -17,8 +17,25 @@ ADDITIONS = frozenset({torch.add, torch.Tensor.add, torch.Tensor.add_})
 """What ``a + b``, ``a += b``, ``torch.add(a, b)`` and their relatives look like to a function mode."""
 
 _WEIGHTED = frozenset(
-    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear bilinear matmul __matmul__"
-    " __rmatmul__ bmm mm addmm baddbmm einsum multi_head_attention_forward".split()
+    [
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "linear",
+        "bilinear",
+        "matmul",
+        "__matmul__",
+        "__rmatmul__",
+        "bmm",
+        "mm",
+        "addmm",
+        "baddbmm",
+        "einsum",
+        "multi_head_attention_forward",
+    ]
 )
 
 
@@ -69,7 +86,9 @@ class Trace:
     """The values that the root module returned."""
 
     def children(self) -> dict[str, list[int]]:
-        """Parent path -> calls of its direct children in the order in which they ran, once-called modules only."""
+        """Parent path -> calls of its direct children in the order in which they ran, once-called modules
+        only.
+        """
         times: dict[str, int] = {}
         for call in self.calls:
             times[call.path] = times.get(call.path, 0) + 1
@@ -123,7 +142,8 @@ class _Recorder(TorchFunctionMode):
         inputs = tuple(self.number(t) for t in given)
         versions = {id(t): t._version for t in given}
         result = func(*args, **(kwargs or {}))
-        # An operation that hands its argument back untouched (dropout in eval mode, contiguous()) made nothing.
+        # An operation that hands its argument back untouched (dropout in eval mode, contiguous()) made
+        # nothing.
         made = [t for t in tensors_in(result) if versions.get(id(t)) != t._version]
         if made:
             index = len(self.trace.operations)

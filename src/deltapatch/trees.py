@@ -28,7 +28,7 @@ def replace_tensor(tree: Any, position: int, tensor: Tensor) -> Any:
             return tensor if remaining == -1 else node
         if isinstance(node, Mapping):
             items = {key: rebuilt(item) for key, item in node.items()}
-            return items if type(node) is dict else type(node)(items)
+            return items if type(node) is dict else type(node)(items)  # pyright: ignore[reportCallIssue]
         if isinstance(node, tuple) and hasattr(node, "_fields"):
             return type(node)(*(rebuilt(item) for item in node))
         if isinstance(node, (tuple, list)):

@@ -33,7 +33,8 @@ def verify_anatomy(root: nn.Module, anatomy: Anatomy, example: Tensor) -> Anatom
     expected = tensors_in(root(example))
     if not _equal(tensors_in(root(example)), expected):
         raise AnatomyError(
-            f"{type(root).__name__} gave two different answers to one input in eval mode; a base must be deterministic"
+            f"{type(root).__name__} gave two different answers to one input in eval mode; a base must"
+            f" be deterministic"
         )
     if not anatomy.stages or _holds(root, anatomy.stages, example, expected):
         return anatomy
@@ -72,7 +73,9 @@ def _checked_touch(
     rule: Callable[[Junction], Tensor],
     states: list[Tensor],
 ) -> Touch:
-    """Runs a sub-block by its parts, notes its output, refuses the stage where a shape is not what was found."""
+    """Runs a sub-block by its parts, notes its output, refuses the stage where a shape is not what was
+    found.
+    """
     axis = 1 if stage.layout == "NCHW" else -1
 
     def touch(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -1,12 +1,14 @@
-"""The command line. Each file of this folder that has a function ``command`` is one command, named like the file."""
+"""The command line. Each file of this folder that has a function ``command`` is one command, named like
+the file.
+"""
 
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import cast
 
-import click
 import typer
 
 from ..errors import DeltapatchError
@@ -14,12 +16,15 @@ from ..errors import DeltapatchError
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
+# Recent releases of typer carry their own copy of click: its base of all usage errors is found through a
+# public one.
+_UsageProblem = cast(type[Exception], typer.BadParameter.__mro__[2])
+
 
 def make_app() -> typer.Typer:
     """The application with every command that is found."""
     app = typer.Typer(
         help="Patch a frozen vision model to new tasks; its own answers stay bit-identical.",
-        no_args_is_help=True,
         add_completion=False,
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
@@ -42,21 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; ends with exit code 0, 2 after an error in one clear line, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
     try:
-        code = make_app()(arguments, standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        sys.exit(EXIT_ERROR)
-    except click.ClickException as error:
-        _fail(error.format_message(), debug)
-    except click.exceptions.Abort:
+        make_app()(arguments, standalone_mode=False)
+    except _UsageProblem as error:
+        _fail(f"{error}; see deltapatch {' '.join(arguments[:1])} -h", debug)
+    except typer.Abort:
         sys.exit(EXIT_INTERRUPTED)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
-        sys.exit(0)
+        # Whoever read the output has seen enough (`deltapatch inspect ... | head`).
+        sys.stderr.close()
     except DeltapatchError as error:
         _fail(str(error), debug)
     except Exception as error:

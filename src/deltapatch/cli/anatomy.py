@@ -19,23 +19,31 @@ def command(
     mean: Mean = None,
     std: Std = None,
 ) -> None:
-    """Show a base's stages, sub-blocks and joins, and the cost of Δ-modules in parameters and multiply-adds."""
+    """Show a base's stages, sub-blocks and joins, and the cost of Δ-modules in parameters and
+    multiply-adds.
+    """
     from rich.console import Console
     from rich.table import Table
 
     opened = open_base(base, weights, None, size, mean, std, device="cpu")
     anatomy = opened.anatomy
-    stages = Table("stage", "sub-blocks", "join", "channels", "layout", "skips", title=f"{opened.name}: stages")
+    stages = Table(
+        "stage", "sub-blocks", "join", "channels", "layout", "skips", title=f"{opened.name}: stages"
+    )
     for stage in anatomy.stages:
         joins = sorted({_join(s.join.addition, s.join.has_shortcut) for s in stage.sub_blocks})
         channels = f"{stage.in_channels} -> {stage.channels}" if stage.projects else str(stage.channels)
-        stages.add_row(stage.path, str(len(stage.sub_blocks)), ", ".join(joins), channels, stage.layout, str(stage.skips))
+        stages.add_row(
+            stage.path, str(len(stage.sub_blocks)), ", ".join(joins), channels, stage.layout, str(stage.skips)
+        )
     console = Console(width=None if Console().is_terminal else 120)
     if anatomy.stages:
         console.print(stages)
         console.print(_costs(opened))
     else:
-        console.print(f"{opened.name}: no stage was found; only methods that need none, such as head, can patch it")
+        console.print(
+            f"{opened.name}: no stage was found; only methods that need none, such as head, can patch it"
+        )
     head = anatomy.head
     console.print(f"classifier: {head.path or 'none, the output itself'} ({head.features} features)")
 
@@ -46,7 +54,7 @@ def _join(addition: int | None, has_shortcut: bool) -> str:
     return "output" if has_shortcut else "output, no skip yet"
 
 
-def _costs(base: "Base"):  # noqa: ANN202 - rich is imported lazily
+def _costs(base: "Base"):
     """One row for each number of modules: what the published Δ-module (norm="module") adds to the base."""
     from rich.table import Table
     from torch.utils.flop_counter import FlopCounterMode
@@ -58,7 +66,13 @@ def _costs(base: "Base"):  # noqa: ANN202 - rich is imported lazily
     with FlopCounterMode(display=False) as plain, base.freezer.frozen():
         base.module(example)
     whole = plain.get_total_flops() / 4  # two images, and a multiply-add counts as two
-    table = Table("modules", "parameters", "multiply-adds an image", "share of the base's", title="cost of delta patches")
+    table = Table(
+        "modules",
+        "parameters",
+        "multiply-adds an image",
+        "share of the base's",
+        title="cost of delta patches",
+    )
     for modules in range(1, len(base.anatomy.stages) + 1):
         patch = Delta(modules=modules, norm="module", start="plain").build(base)
         model = PatchedModel(base)

@@ -15,7 +15,9 @@ EXAMPLE = "deltapatch evaluate photos/ --patch birds.safetensors --split test"
 
 
 def command(
-    data: Annotated[str, typer.Argument(help="Class-per-folder tree, .npz, Parquet, or a hub data set's name.")],
+    data: Annotated[
+        str, typer.Argument(help="Class-per-folder tree, .npz, Parquet, or a hub data set's name.")
+    ],
     patch: PatchFile,
     base: OptionalBaseSource = None,
     weights: Weights = None,
@@ -36,13 +38,15 @@ def command(
     # Everything that stands in a folder without splits is to be evaluated, so nothing is held out.
     task = open_data(data, validation=0)
     name, images = _split(task, split)
-    evaluation = evaluate(opened, _in_classes_of(loaded, task, images), loaded, batch_size=batch_size, workers=workers)
+    evaluation = evaluate(
+        opened, _in_classes_of(loaded, task, images), loaded, batch_size=batch_size, workers=workers
+    )
     if as_json:
         typer.echo(json.dumps({"split": name, "images": len(evaluation.labels), **evaluation.figures(name)}))
         return
     typer.echo(f"{name}: {len(evaluation.labels)} images, {evaluation.skipped} could not be read")
     for row in figure_rows([evaluation]):
-        typer.echo(f"  {row.name:<24} {row.cells[0]}")
+        typer.echo(f"  {row.name:<24} {row.values[0]}")
 
 
 def _split(task: "TaskData", name: str) -> "tuple[str, ImageSet]":

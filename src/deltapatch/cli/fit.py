@@ -5,21 +5,36 @@ from typing import Annotated
 
 import typer
 
-from .options import BaseClasses, BaseSource, Device, Mean, Size, Std, Weights, Workers, open_base, open_method
+from .options import (
+    BaseClasses,
+    BaseSource,
+    Device,
+    Mean,
+    Size,
+    Std,
+    Weights,
+    Workers,
+    open_base,
+    open_method,
+)
 
 EXAMPLE = "deltapatch fit photos/ --base timm/resnet50.a1_in1k --out birds.safetensors"
 
 
 def command(
-    data: Annotated[str, typer.Argument(help="Class-per-folder tree, .npz, Parquet, or a hub data set's name.")],
+    data: Annotated[
+        str, typer.Argument(help="Class-per-folder tree, .npz, Parquet, or a hub data set's name.")
+    ],
     base: BaseSource,
     out: Annotated[Path, typer.Option(help="The patch file; the report stands beside it as .html.")],
     method: Annotated[str, typer.Option(help="Kind of patch: delta, head, ...")] = "delta",
     modules: Annotated[
-        str | None, typer.Option(help="For delta: how many stages, from the last; or all.", show_default=False)
+        str | None,
+        typer.Option(help="For delta: how many stages, from the last; or all.", show_default=False),
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option("--option", "-o", help="Method option as KEY=VALUE.", show_default=False)
+        list[str] | None,
+        typer.Option("--option", "-o", help="Method option as KEY=VALUE.", show_default=False),
     ] = None,
     weights: Weights = None,
     classes: BaseClasses = None,
@@ -29,13 +44,17 @@ def command(
     device: Device = None,
     epochs: int = 30,
     batch_size: int = 32,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr", show_default=False)] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", "--lr", show_default=False)
+    ] = None,
     augment: Annotated[str, typer.Option(help="none, flip, crop or standard.")] = "none",
     balance: Annotated[bool, typer.Option(help="Weigh rare classes up.")] = False,
     patience: Annotated[int, typer.Option(help="Stop after so many epochs without gain; 0: never.")] = 10,
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     on_bad: Annotated[str, typer.Option(help="Unreadable images: skip or fail.")] = "skip",
-    validation: Annotated[float, typer.Option(help="Share held out where there is no validation split.")] = 0.2,
+    validation: Annotated[
+        float, typer.Option(help="Share held out where there is no validation split.")
+    ] = 0.2,
     seed: int = 0,
     workers: Workers = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after a kill, to the same result.")] = False,
@@ -52,8 +71,8 @@ def command(
 
     from ..data import open_data
     from ..errors import DeltapatchError
-    from ..evaluation.wording import comparison, summary
     from ..evaluation.metrics import paired_difference
+    from ..evaluation.wording import comparison, summary
     from ..evaluation.worth import measure, with_figures, write_fit_report
     from ..fitting.fit import FitConfig, fit_task
 
@@ -80,7 +99,14 @@ def command(
     task = open_data(data, validation=validation, seed=seed)
     checkpoint = out.with_name(out.name + ".checkpoint")
     result = fit_task(
-        opened, task, chosen, config, checkpoint=checkpoint, resume=resume, progress=progress, track=track or ()
+        opened,
+        task,
+        chosen,
+        config,
+        checkpoint=checkpoint,
+        resume=resume,
+        progress=progress,
+        track=track or (),
     )
     patch = result.patch
     patch.info = patch.info.model_copy(update={"licence": licence, "author": author, "note": note})
@@ -100,7 +126,8 @@ def command(
     write_fit_report(page, opened, task, result, worth, out.stat().st_size)
     for warning in worth.warnings:
         typer.echo(f"warning: {warning}", err=True)
-    typer.echo(f"{summary(worth.patch)} {comparison(worth.head_only, paired_difference(worth.patch, worth.head_only))}")
+    compared = paired_difference(worth.patch, worth.head_only)
+    typer.echo(f"{summary(worth.patch, worth.split)} {comparison(worth.head_only, compared)}")
     typer.echo(f"wrote {out} ({out.stat().st_size / 1e6:.2f} MB) and {page}")
 
 
@@ -109,6 +136,8 @@ def _check_target(out: Path) -> None:
     from ..errors import DeltapatchError
 
     if out.is_dir() or not out.parent.is_dir():
-        raise DeltapatchError(f"{out}: the patch cannot be written there; give a file name in a folder that exists")
+        raise DeltapatchError(
+            f"{out}: the patch cannot be written there; give a file name in a folder that exists"
+        )
     if out.suffix != ".safetensors":
         raise DeltapatchError(f"{out}: a patch file ends in .safetensors")

@@ -20,13 +20,22 @@ def command(
     header = read_patch_header(patch)
     digest = file_digest(patch)
     if as_json:
-        entries = {name: {"dtype": t.dtype, "shape": list(t.shape), "bytes": t.bytes} for name, t in header.tensors.items()}
-        document = {"digest": digest, "bytes": header.file_bytes, **header.info.model_dump(), "tensors": entries}
+        entries = {
+            name: {"dtype": t.dtype, "shape": list(t.shape), "bytes": t.bytes}
+            for name, t in header.tensors.items()
+        }
+        document = {
+            "digest": digest,
+            "bytes": header.file_bytes,
+            **header.info.model_dump(),
+            "tensors": entries,
+        }
         typer.echo(json.dumps(document, indent=2))
         return
     info = header.info
     options = ", ".join(f"{key}={value}" for key, value in info.method.config.items())
     sites = ", ".join(str(site.get("path", "?")) for site in info.method.sites)
+    names = ", ".join(info.classes[:10]) + (" ..." if len(info.classes) > 10 else "")
     facts = {
         "digest": digest,
         "size": f"{header.file_bytes / 1e6:.2f} MB, {len(header.tensors)} tensors",
@@ -35,7 +44,7 @@ def command(
         "acts on": sites or "nothing inside the base",
         "base": f"{info.base.name} (from {info.base.source or 'a module'})",
         "fingerprint": info.base.fingerprint,
-        "classes": f"{len(info.classes)}: {', '.join(info.classes[:10])}{' ...' if len(info.classes) > 10 else ''}",
+        "classes": f"{len(info.classes)}: {names}",
         "preprocessing": str(info.preprocessing),
         "created": info.created,
         "licence": info.licence,
@@ -46,7 +55,8 @@ def command(
         fitted = info.fitted_on
         facts["fitted on"] = (
             f"{fitted.source}: {fitted.train} training, {fitted.val} validation, {fitted.test} test images,"
-            f" {fitted.bad_images} unreadable; seed {fitted.seed}, {fitted.epochs} epochs, {fitted.seconds:.0f} s"
+            f" {fitted.bad_images} unreadable; seed {fitted.seed}, {fitted.epochs} epochs,"
+            f" {fitted.seconds:.0f} s"
         )
     for label, value in facts.items():
         if value:

@@ -14,21 +14,33 @@ if TYPE_CHECKING:
     from ..patch import Patch
 
 BaseSource = Annotated[
-    str, typer.Option("--base", help="timm/NAME, torchvision/NAME, FILE.py:FUNCTION, or demo.", show_default=False)
+    str,
+    typer.Option(
+        "--base", help="timm/NAME, torchvision/NAME, FILE.py:FUNCTION, or demo.", show_default=False
+    ),
 ]
 OptionalBaseSource = Annotated[
-    str | None, typer.Option("--base", help="The base; left out, the one that the patch names.", show_default=False)
+    str | None,
+    typer.Option("--base", help="The base; left out, the one that the patch names.", show_default=False),
 ]
 Weights = Annotated[
-    str | None, typer.Option(help="The base's weights: a .safetensors or .pth file, or 'random'.", show_default=False)
+    str | None,
+    typer.Option(help="The base's weights: a .safetensors or .pth file, or 'random'.", show_default=False),
 ]
 BaseClasses = Annotated[
-    str | None, typer.Option(help="The base's classes: a text file, one a line, or imagenet1k.", show_default=False)
+    str | None,
+    typer.Option(help="The base's classes: a text file, one a line, or imagenet1k.", show_default=False),
 ]
 Size = Annotated[int | None, typer.Option(help="Input height and width in pixels.", show_default=False)]
-Mean = Annotated[str | None, typer.Option(help="Mean of pixels in 0..1, as in 0.485,0.456,0.406.", show_default=False)]
-Std = Annotated[str | None, typer.Option(help="Standard deviation, as in 0.229,0.224,0.225.", show_default=False)]
-Device = Annotated[str | None, typer.Option(help="Where to compute, such as cpu or cuda.", show_default=False)]
+Mean = Annotated[
+    str | None, typer.Option(help="Mean of pixels in 0..1, as in 0.485,0.456,0.406.", show_default=False)
+]
+Std = Annotated[
+    str | None, typer.Option(help="Standard deviation, as in 0.229,0.224,0.225.", show_default=False)
+]
+Device = Annotated[
+    str | None, typer.Option(help="Where to compute, such as cpu or cuda.", show_default=False)
+]
 PatchFile = Annotated[Path, typer.Option("--patch", help="A patch file.", show_default=False)]
 Workers = Annotated[int, typer.Option(help="Processes that decode images.")]
 
@@ -57,7 +69,8 @@ def open_base(
 
 
 def open_base_of(patch: "Patch", source: str | None, weights: str | None, device: str | None) -> "Base":
-    """The base of a patch: the one named on the command line, else the one it was fitted on where that is a name.
+    """The base of a patch: the one named on the command line, else the one it was fitted on where that is a
+    name.
 
     A patch file never makes a Python file run: such a base has to be named.
     """
@@ -66,8 +79,8 @@ def open_base_of(patch: "Patch", source: str | None, weights: str | None, device
     recorded, preprocessing = patch.info.base.source, patch.info.preprocessing
     if source is None and not (recorded.startswith(("timm/", "torchvision/")) or recorded == "demo"):
         raise DeltapatchError(
-            f"this patch was fitted on base {patch.info.base.name} from '{recorded or 'a module in memory'}', which is"
-            " not loaded on a file's word; give --base"
+            f"this patch was fitted on base {patch.info.base.name} ({recorded or 'a module in memory'}), which"
+            " is not loaded on a file's word; give --base"
         )
     base = load_base(
         recorded if source is None else source,

@@ -21,7 +21,9 @@ def command(
     weights: Weights = None,
     device: Device = None,
     format: Annotated[str, typer.Option(help="csv or jsonl.")] = "csv",
-    out: Annotated[Path | None, typer.Option(help="A file instead of standard output.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A file instead of standard output.", show_default=False)
+    ] = None,
     top_k: Annotated[int, typer.Option(help="How many classes for each image.", min=1)] = 1,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     workers: Workers = 0,
@@ -47,7 +49,11 @@ def command(
     def results() -> Iterator[dict[str, Any]]:
         for index, path in enumerate(paths):
             if index not in rows:
-                yield {"image": str(path), "error": reasons.get(str(path), "could not be read"), "answers": []}
+                yield {
+                    "image": str(path),
+                    "error": reasons.get(str(path), "could not be read"),
+                    "answers": [],
+                }
                 continue
             order = rows[index].argsort()[::-1][:count]
             best = [(loaded.classes[int(k)], round(float(rows[index][k]), 6)) for k in order]

@@ -25,7 +25,9 @@ def command(
     device: Device = None,
     digest: Annotated[bool, typer.Option("--digest", hidden=True)] = False,
 ) -> None:
-    """Check that the patch belongs to the base, that the base is untouched by it, and that the file is the patch."""
+    """Check that the patch belongs to the base, that the base is untouched by it, and that the file is
+    the patch.
+    """
     from ..errors import DeltapatchError
     from ..patch import Patch
 
@@ -37,8 +39,12 @@ def command(
     typer.echo(f"ok  the file is whole and valid, and belongs to this base ({opened.fingerprint})")
     before, during, after = _base_digests(opened, loaded)
     if not before == during == after:
-        raise DeltapatchError(f"base {opened.name} changed its weights, buffers or answers while {patch} was active")
-    typer.echo("ok  the base's weights, buffers and answers are bit-identical before, with and after the patch")
+        raise DeltapatchError(
+            f"base {opened.name} changed its weights, buffers or answers while {patch} was active"
+        )
+    typer.echo(
+        "ok  the base's weights, buffers and answers are bit-identical before, with and after the patch"
+    )
     here = _answers_digest(opened, loaded)
     with tempfile.TemporaryDirectory() as directory:
         again = loaded.save(Path(directory) / "again.safetensors")
@@ -89,7 +95,7 @@ def _digest(output: object) -> str:
 
     digest = hashlib.sha256()
     for tensor in tensors_in(output):
-        digest.update(tensor.detach().float().cpu().contiguous().numpy())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

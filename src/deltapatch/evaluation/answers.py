@@ -1,6 +1,6 @@
 """What a base and a patch answer on labelled or unlabelled images, and the skip weights that they used."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -57,7 +57,10 @@ def answer(
         model.add_patch(_NAME, patch)
     preprocessing = base.preprocessing if patch is None else patch.info.preprocessing
     batches = load_batches(
-        images.with_transform(evaluation_transform(preprocessing)), batch_size=batch_size, shuffle=False, workers=workers
+        images.with_transform(evaluation_transform(preprocessing)),
+        batch_size=batch_size,
+        shuffle=False,
+        workers=workers,
     )
     probabilities: list[Tensor] = []
     labels: list[Tensor] = []
@@ -67,7 +70,9 @@ def answer(
         for batch in batches.epoch(0):
             bad.extend(batch.bad)
             if len(batch.labels):
-                logits = model(batch.images.to(base.device, base.dtype), patch=None if patch is None else _NAME)
+                logits = model(
+                    batch.images.to(base.device, base.dtype), patch=None if patch is None else _NAME
+                )
                 probabilities.append(logits.float().softmax(1).cpu())
                 labels.append(batch.labels)
                 indices.append(batch.indices)
@@ -97,8 +102,12 @@ def as_evaluation(patch: Patch, answers: Answers) -> Evaluation:
 
 
 def skip_weights(patch: Patch, answers: Answers) -> tuple[SkipWeights, ...]:
-    """Mean, spread and per-class mean of the skip weights, stage by stage; empty for methods without a Δ-module."""
-    stages = [site for site, part in zip(patch.sites, patch.parts, strict=True) if isinstance(part, StagePart)]
+    """Mean, spread and per-class mean of the skip weights, stage by stage; empty for methods without a
+    Δ-module.
+    """
+    stages = [
+        site for site, part in zip(patch.sites, patch.parts, strict=True) if isinstance(part, StagePart)
+    ]
     classes = range(len(patch.classes))
     result: list[SkipWeights] = []
     for stage, weights in zip(stages, answers.skip_weights, strict=True):
@@ -113,7 +122,10 @@ def skip_weights(patch: Patch, answers: Answers) -> tuple[SkipWeights, ...]:
                 spread=_as_matrix(weights.std(0), count),
                 existing=existing,
                 per_class=np.stack(
-                    [_as_matrix(w.mean(0) if len(w) else np.full(stage.skips, np.nan), count) for w in of_class]
+                    [
+                        _as_matrix(w.mean(0) if len(w) else np.full(stage.skips, np.nan), count)
+                        for w in of_class
+                    ]
                 ),
             )
         )
@@ -121,15 +133,19 @@ def skip_weights(patch: Patch, answers: Answers) -> tuple[SkipWeights, ...]:
 
 
 def _as_matrix(values: NDArray[np.floating], count: int) -> NDArray[np.float64]:
-    """Skips in the order (1, 0), (2, 0), (2, 1), ... as entries [target - 1, source]; NaN where there is none."""
+    """Skips in the order (1, 0), (2, 0), (2, 1), ... as entries [target - 1, source]; NaN where there is
+    none.
+    """
     matrix = np.full((count, count), np.nan)
     matrix[np.tril_indices(count)] = values
     return matrix
 
 
 @contextmanager
-def _noted_skip_weights(patch: Patch | None) -> Iterator[list[list[Tensor]]]:
-    """While it lasts, what each Δ-module of the patch gives is appended, after its sigmoid, stage by stage."""
+def _noted_skip_weights(patch: Patch | None) -> Generator[list[list[Tensor]]]:
+    """While it lasts, what each Δ-module of the patch gives is appended, after its sigmoid, stage by
+    stage.
+    """
     parts = [] if patch is None else [part for part in patch.parts if isinstance(part, StagePart)]
     noted: list[list[Tensor]] = [[] for _ in parts]
 
@@ -139,7 +155,9 @@ def _noted_skip_weights(patch: Patch | None) -> Iterator[list[list[Tensor]]]:
 
         return note
 
-    handles = [part.delta.register_forward_hook(note_into(rows)) for part, rows in zip(parts, noted, strict=True)]
+    handles = [
+        part.delta.register_forward_hook(note_into(rows)) for part, rows in zip(parts, noted, strict=True)
+    ]
     try:
         yield noted
     finally:

@@ -18,25 +18,13 @@ from PIL import Image
 from deltapatch.errors import DeltapatchError
 from deltapatch.evaluation import drawings, wording
 from deltapatch.evaluation.metrics import ClassResult, Evaluation, paired_difference
+from deltapatch.fitting.history import Epoch
 
 MAX_EXAMPLES = 24
 THUMBNAIL_SIDE = 96
 MAX_MATRIX_CLASSES = 20
 MAX_CONFUSED_PAIRS = 15
 MAX_SKIP_CLASSES = 20
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one pass over the training images gave; validation is None where none was made."""
-
-    number: int
-    training_loss: float
-    training_accuracy: float
-    validation_loss: float | None
-    validation_accuracy: float | None
-    learning_rate: float
-    seconds: float
 
 
 @dataclass(frozen=True, eq=False)

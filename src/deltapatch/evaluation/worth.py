@@ -1,4 +1,6 @@
-"""What a fit was worth: the patch and a head alone on images that neither has seen, and the page that says so."""
+"""What a fit was worth: the patch and a head alone on images that neither has seen, and the page that
+says so.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +10,7 @@ from ..data import ImageSet, TaskData
 from ..fitting.fit import FitResult
 from ..patch import Patch
 from .answers import Answers, answer, as_evaluation, evaluate, skip_weights
-from .metrics import Evaluation, paired_difference
+from .metrics import Evaluation
 from .report import MAX_EXAMPLES, THUMBNAIL_SIDE, Example, Report, write_report
 
 
@@ -38,15 +40,14 @@ class Worth:
         warnings: list[str] = []
         if self.split != "test":
             warnings.append(
-                "There are no test images: the figures are of the validation images, on which the best epoch was"
+                "There are no test images: the figures are of the validation images, on which the"
+                " best epoch was"
                 " chosen, so they are optimistic."
             )
-        if paired_difference(self.patch, self.head_only).verdict == "worse":
-            warnings.append(
-                "The patch is worse than a head alone on these images; use a head (--method head) for this task."
-            )
         if not self.base_unchanged:
-            warnings.append("The base's weights are NOT what they were when it was loaded; do not use this base.")
+            warnings.append(
+                "The base's weights are NOT what they were when it was loaded; do not use this base."
+            )
         return tuple(warnings)
 
 
@@ -73,7 +74,9 @@ def with_figures(patch: Patch, worth: Worth) -> None:
     patch.info = patch.info.model_copy(update={"figures": figures})
 
 
-def write_fit_report(path: Path, base: Base, task: TaskData, result: FitResult, worth: Worth, file_bytes: int) -> None:
+def write_fit_report(
+    path: Path, base: Base, task: TaskData, result: FitResult, worth: Worth, file_bytes: int
+) -> None:
     """Writes the page beside a patch."""
     info, patch = result.patch.info, result.patch
     options = ", ".join(f"{key}={value}" for key, value in info.method.config.items())
@@ -99,7 +102,8 @@ def write_fit_report(path: Path, base: Base, task: TaskData, result: FitResult, 
             patch=worth.patch,
             head_only=worth.head_only,
             base_unchanged=(
-                f"After the fit the base {sentence} bit for bit what it was before: the digest of all its weights and"
+                f"After the fit the base {sentence} bit for bit what it was before: the digest of all"
+                f" its weights and"
                 " buffers was taken when it was loaded and again for this page."
             ),
             history=result.history,
@@ -110,6 +114,7 @@ def write_fit_report(path: Path, base: Base, task: TaskData, result: FitResult, 
             seconds=result.seconds,
             versions=info.versions,
             warnings=worth.warnings,
+            split=worth.split,
         ),
         path,
     )

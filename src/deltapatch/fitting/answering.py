@@ -1,4 +1,6 @@
-"""The models that a training step runs: each owns exactly the parameters that train, and nothing of the base."""
+"""The models that a training step runs: each owns exactly the parameters that train, and nothing of the
+base.
+"""
 
 from torch import Tensor, nn
 

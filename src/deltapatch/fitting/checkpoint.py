@@ -34,7 +34,9 @@ class Checkpoint:
                 os.fsync(file.fileno())
             os.replace(temporary, self.path)
         except OSError as error:
-            raise DeltapatchError(f"{self.path}: the state of the fit could not be saved: {error.strerror}") from error
+            raise DeltapatchError(
+                f"{self.path}: the state of the fit could not be saved: {error.strerror}"
+            ) from error
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -50,7 +52,8 @@ class Checkpoint:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise DeltapatchError(
-                f"{self.path}: this checkpoint cannot be read ({type(error).__name__}); delete it and fit from the start"
+                f"{self.path}: this checkpoint cannot be read ({type(error).__name__}); delete it and"
+                f" fit from the start"
             ) from error
         if state.get("identity") != self.identity:
             raise DeltapatchError(

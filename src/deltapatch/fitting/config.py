@@ -19,7 +19,8 @@ class FitConfig:
         balance: weigh classes by the inverse of their counts.
         patience: stop after so many epochs without a better validation figure; None never stops early.
         start_from_head: fit a head on the frozen features first and start the patch from it.
-        augment: random changes of training images: "flip" mirrors, "crop" cuts out, "standard" does both. With
+        augment: random changes of training images: "flip" mirrors, "crop" cuts out, "standard" does both.
+        With
             "none" each image runs through the trunk once and its activations are kept for all epochs.
         precision: "bf16" computes in mixed precision; "auto" does on an accelerator that has it.
         keep_megabytes: how much memory trunk activations may take; beyond it the trunk runs in every epoch.

@@ -33,7 +33,9 @@ class Examples(Protocol):
 
 @dataclass
 class ImageExamples:
-    """Images, decoded anew in every epoch. Images that cannot be read are noted in ``bad`` and passed over."""
+    """Images, decoded anew in every epoch. Images that cannot be read are noted in ``bad`` and passed
+    over.
+    """
 
     batches: Batches
     bad: dict[str, BadImage] = field(default_factory=dict)
@@ -75,7 +77,8 @@ class Survey:
 
     Attributes:
         features: pooled input of the base's classifier, of shape (N, features).
-        activations: what the divergence is given, tensors of shape (N, ...); None where there was no room or no split.
+        activations: what the divergence is given, tensors of shape (N, ...); None where there was no room
+        or no split.
         labels: shape (N,).
         bad: images that could not be read; they have no row.
     """
@@ -88,7 +91,11 @@ class Survey:
 
 @torch.no_grad()
 def survey(
-    base: Base, batches: Batches, split: Split | None, room: int, advance: Callable[[int], None] = lambda images: None
+    base: Base,
+    batches: Batches,
+    split: Split | None,
+    room: int,
+    advance: Callable[[int], None] = lambda images: None,
 ) -> Survey:
     """Runs the base once over all images and keeps features and, within ``room`` bytes, trunk activations.
 
@@ -117,7 +124,11 @@ def survey(
             if room < 0:
                 split, activations = None, []
         advance(len(batch.labels))
-    kept = None if split is None or not activations else [torch.cat(rows) for rows in zip(*activations, strict=True)]
+    kept = (
+        None
+        if split is None or not activations
+        else [torch.cat(rows) for rows in zip(*activations, strict=True)]
+    )
     no_features = torch.zeros(0, site.features)
     return Survey(
         torch.cat(features) if features else no_features,

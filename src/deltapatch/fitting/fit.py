@@ -37,7 +37,8 @@ class FitResult:
 
     Attributes:
         patch: the patch, with the parameters of its best validation epoch.
-        head_only: a patch of the head method, fitted on the same features: what the base gives without any patch.
+        head_only: a patch of the head method, fitted on the same features: what the base gives without any
+        patch.
         history: figures of each epoch.
         best_epoch: whose parameters were kept; 0 is the starting point.
         interrupted: whether the user ended the fit early.
@@ -71,7 +72,8 @@ def fit(
 
     Args:
         base: the frozen model.
-        data: a folder of class folders, ``.npz``, Parquet, a hub data set's name, or data that is open already.
+        data: a folder of class folders, ``.npz``, Parquet, a hub data set's name, or data that is open
+        already.
         method: what kind of patch; `deltapatch.methods.Delta()` where left out.
         config: how to fit it.
         checkpoint: a file for the state after each epoch; removed when the fit is over.
@@ -150,7 +152,13 @@ class _Job:
     """One fit: base, data and options, and the steps that `fit_task` takes in order."""
 
     def __init__(
-        self, base: Base, task: TaskData, method: Method, config: FitConfig, accelerator: Accelerator, watch: FitWatch
+        self,
+        base: Base,
+        task: TaskData,
+        method: Method,
+        config: FitConfig,
+        accelerator: Accelerator,
+        watch: FitWatch,
     ) -> None:
         self.base = base
         self.task = task
@@ -199,14 +207,18 @@ class _Job:
         return self.split is not None and all(found.activations is not None for found in surveys.values())
 
     def class_weights(self, labels: Tensor) -> Tensor | None:
-        """Inverse of each class's share, 1 on average over the images; None unless balancing was asked for."""
+        """Inverse of each class's share, 1 on average over the images; None unless balancing was asked
+        for.
+        """
         if not self.config.balance:
             return None
         counts = torch.bincount(labels, minlength=len(self.task.classes)).clamp_min(1)
         return len(labels) / (len(self.task.classes) * counts.float())
 
     def fit_head(self, surveys: dict[str, Survey]) -> Patch:
-        """The head method's patch, fitted on the features of the survey with the same optimiser and schedule."""
+        """The head method's patch, fitted on the features of the survey with the same optimiser and
+        schedule.
+        """
         head_only = make_method("head").build(self.base, self.task.classes, seed=self.config.seed)
         assert head_only.head is not None
         nn.init.zeros_(head_only.head.weight)
@@ -225,7 +237,9 @@ class _Job:
         return head_only.eval()
 
     def new_patch(self, head_only: Patch) -> Patch:
-        """The patch before its fit: with the head of ``head_only`` if it has no other parts or shall start there."""
+        """The patch before its fit: with the head of ``head_only`` if it has no other parts or shall
+        start there.
+        """
         if self.config.start_from_head or not self.patch.touches():
             assert self.patch.head is not None
             assert head_only.head is not None
@@ -254,12 +268,16 @@ class _Job:
         config, is_training = self.config, name == "train"
         found = surveys[name]
         if self.uses_activations(surveys) and found.activations is not None:
-            return StoredExamples(found.activations, found.labels, config.batch_size, config.seed if is_training else None)
+            return StoredExamples(
+                found.activations, found.labels, config.batch_size, config.seed if is_training else None
+            )
         images = self.task.train if is_training else self.task.val
         assert images is not None
         preprocessing = self.base.preprocessing
         transform = (
-            training_transform(preprocessing, config.augment) if is_training else evaluation_transform(preprocessing)
+            training_transform(preprocessing, config.augment)
+            if is_training
+            else evaluation_transform(preprocessing)
         )
         return ImageExamples(
             load_batches(
@@ -274,7 +292,9 @@ class _Job:
 
     def _finish_epoch(self, epoch: Epoch) -> None:
         self.watch.epoch(epoch)
-        figures = {name: value for name, value in vars(epoch).items() if value is not None and name != "number"}
+        figures = {
+            name: value for name, value in vars(epoch).items() if value is not None and name != "number"
+        }
         self.accelerator.log(figures, step=epoch.number)
 
     def identity(self) -> str:
@@ -293,7 +313,9 @@ class _Job:
         """Writes into the patch what it was fitted on and how well it does on the validation images."""
         source = self.task.provenance
         score = outcome.score
-        figures = {} if score is None else {"validation/accuracy": score.accuracy, "validation/loss": score.loss}
+        figures = (
+            {} if score is None else {"validation/accuracy": score.accuracy, "validation/loss": score.loss}
+        )
         fitted_on = FittedOn(
             source=source.source,
             digest=source.digest,
@@ -311,7 +333,10 @@ class _Job:
 
 def _flat(method: Method, config: FitConfig) -> dict[str, Any]:
     values = {"method": method.name, **method.configuration(), **asdict(config)}
-    return {key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in values.items()}
+    return {
+        key: value if isinstance(value, (int, float, str, bool)) else str(value)
+        for key, value in values.items()
+    }
 
 
 def _random_state_kept() -> AbstractContextManager[Any]:

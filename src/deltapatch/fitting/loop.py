@@ -66,13 +66,24 @@ def train(
     progress: Progress | None = None,
     accelerator: Accelerator | None = None,
 ) -> Outcome:
-    """Fits ``model`` and leaves the parameters of the best validation epoch in it (of the last without validation).
+    """Fits ``model`` and leaves the parameters of the best validation epoch in it (of the last without
+    validation).
 
-    The starting point counts as epoch 0: a fit never ends worse on the validation images than it began. Ctrl-C
-    ends the loop after the step at hand and keeps the best so far. With a checkpoint that holds an earlier state of
+    The starting point counts as epoch 0: a fit never ends worse on the validation images than it began.
+    Ctrl-C
+    ends the loop after the step at hand and keeps the best so far. With a checkpoint that holds an earlier
+    state of
     the same fit, the loop goes on from there to the same result.
     """
-    run = _Run(model, training, validation, config, class_weights, progress or Progress(), accelerator or Accelerator())
+    run = _Run(
+        model,
+        training,
+        validation,
+        config,
+        class_weights,
+        progress or Progress(),
+        accelerator or Accelerator(),
+    )
     start = run.restore(checkpoint) if checkpoint is not None else 1
     try:
         if start == 1:
@@ -111,7 +122,9 @@ class _Run:
         steps = max(config.epochs * len(training), 2)
         # The first steps climb to the highest rate, also in a fit of a few steps.
         rise = min(max(0.3, 2 / steps), 0.9)
-        self.schedule = OneCycleLR(optimizer, max_lr=config.learning_rate, total_steps=steps + 1, pct_start=rise)
+        self.schedule = OneCycleLR(
+            optimizer, max_lr=config.learning_rate, total_steps=steps + 1, pct_start=rise
+        )
         self.bare = model
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.class_weights = None if class_weights is None else class_weights.to(accelerator.device)
@@ -124,7 +137,8 @@ class _Run:
 
     def run_epoch(self, number: int) -> None:
         started = time.perf_counter()
-        # What is random in a step (dropout in a part) depends on seed and epoch alone, so that a resumed fit agrees.
+        # What is random in a step (dropout in a part) depends on seed and epoch alone, so that a resumed
+        # fit agrees.
         torch.manual_seed(self.config.seed * 1_000_003 + number)
         loss, accuracy = self.train_epoch(number)
         scored = None if self.validation is None else self.score(self.validation)
@@ -188,7 +202,11 @@ class _Run:
     def is_over(self) -> bool:
         """Whether the validation figure has not become better for as long as the patience lasts."""
         waited = len(self.outcome.history) - self.outcome.best
-        return self.validation is not None and self.config.patience is not None and waited >= self.config.patience
+        return (
+            self.validation is not None
+            and self.config.patience is not None
+            and waited >= self.config.patience
+        )
 
     def keep_best(self) -> None:
         if self.outcome.score is not None:
@@ -202,7 +220,9 @@ class _Run:
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
                 "best_state": self.best_state,
-                "best": None if self.outcome.score is None else (self.outcome.score.loss, self.outcome.score.accuracy),
+                "best": None
+                if self.outcome.score is None
+                else (self.outcome.score.loss, self.outcome.score.accuracy),
                 "best_epoch": self.outcome.best,
                 "history": [vars(epoch) for epoch in self.outcome.history],
             }
@@ -225,7 +245,9 @@ class _Run:
 
 @dataclass
 class _Total:
-    """Sums over batches. Images are counted here, everything else stays on the device until it is asked for."""
+    """Sums over batches. Images are counted here, everything else stays on the device until it is asked
+    for.
+    """
 
     loss: Tensor | float = 0.0
     right: Tensor | int = 0

@@ -1,7 +1,7 @@
 """The progress bar of a fit: loss, accuracy, images a second and time left; silent when switched off."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -39,7 +39,7 @@ class FitWatch:
         self.bar.stop()
 
     @contextmanager
-    def surveying(self, name: str, images: int) -> Iterator[Callable[[int], None]]:
+    def surveying(self, name: str, images: int) -> Generator[Callable[[int], None]]:
         """A bar for one pass of the base over ``images`` images; yields what to call with the number done."""
         task = self.bar.add_task(f"base on {name} images", total=images, figures="")
         started, done = time.perf_counter(), 0

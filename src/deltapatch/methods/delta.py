@@ -23,19 +23,23 @@ _SURE = 4.0
 class Delta(Method):
     """Skip connections from every earlier state of a stage into every join, weighted by a small Δ-module.
 
-    For a stage with input x, sub-blocks 1..n, residual branches F_i and projected input f_0 (section 2, eq. 4)::
+    For a stage with input x, sub-blocks 1..n, residual branches F_i and projected input f_0 (section 2, eq.
+    4)::
 
         f_i = act( F_i(f_{i-1}) + N_i( Σ_{j<i} a_ij(x) f_j ) ),      a(x) = sigmoid(Δ(x)) ∈ (0, 1)^{n(n+1)/2}
 
     and with the start ``zero-gain`` the base's own join stays as it is::
 
-        f_i = act( F_i(f_{i-1}) + f_{i-1} + g_i ⊙ N_i( Σ_{j<i} a_ij(x) f_j ) + b_i ),      g_i = b_i = 0 at the start
+        f_i = act( F_i(f_{i-1}) + f_{i-1} + g_i ⊙ N_i( Σ_{j<i} a_ij(x) f_j ) + b_i ),      g_i = b_i = 0 at
+        the start
 
     Attributes:
         modules: how many stages get a Δ-module, counted from the last; or "all".
-        norm: where normalisation stands: "module" inside the Δ-module (as counted in the paper), "sum" on each
+        norm: where normalisation stands: "module" inside the Δ-module (as counted in the paper), "sum" on
+        each
             summed skip (the "+BN" of table 8), or "both". The start "zero-gain" needs it on the sums.
-        start: "plain" as published, all weights near 0.5; "identity": the base's own skips start near 1 and the
+        start: "plain" as published, all weights near 0.5; "identity": the base's own skips start near 1 and
+        the
             new ones near 0; "zero-gain": the patched network starts exactly as the base.
     """
 
@@ -46,10 +50,12 @@ class Delta(Method):
     site_type: ClassVar[type] = Stage
 
     def __post_init__(self) -> None:
-        if self.modules != "all" and (not isinstance(self.modules, int) or self.modules < 1):
+        if self.modules != "all" and self.modules < 1:
             raise DeltapatchError(f"modules must be 1 or more stages or 'all', not {self.modules!r}")
         if self.start == "zero-gain" and self.norm == "module":
-            raise DeltapatchError("start='zero-gain' scales the normalised sums, so norm must be 'sum' or 'both'")
+            raise DeltapatchError(
+                "start='zero-gain' scales the normalised sums, so norm must be 'sum' or 'both'"
+            )
 
     def sites(self, anatomy: Anatomy) -> tuple[Stage, ...]:
         return anatomy.last_stages(self.modules)
@@ -63,7 +69,9 @@ class Delta(Method):
 
 
 class StagePart(nn.Module):
-    """What a patch owns for one stage: the Δ-module and, where wanted, a normalisation for each summed skip."""
+    """What a patch owns for one stage: the Δ-module and, where wanted, a normalisation for each summed
+    skip.
+    """
 
     def __init__(self, stage: Stage, config: Delta) -> None:
         super().__init__()
@@ -81,7 +89,9 @@ class StagePart(nn.Module):
 
 
 def existing_skips(stage: Stage) -> Tensor:
-    """Which of the stage's skips the base has already, bool of shape (n (n + 1) / 2,): those from f_{i-1} to f_i."""
+    """Which of the stage's skips the base has already, bool of shape (n (n + 1) / 2,): those from f_{i-1}
+    to f_i.
+    """
     flags = [
         sub_block.join.has_shortcut and source == target - 1
         for target, sub_block in enumerate(stage.sub_blocks, start=1)
@@ -94,7 +104,8 @@ class DeltaModule(nn.Module):
     """Δ(x): two convolutions, a global average and a linear layer give one number for each skip.
 
     FC(GAP(ReLU(Norm(conv(ReLU(Norm(conv(x))))))) with 3x3 convolutions C -> C/2 -> C/2 on maps and 1x1 ones
-    (linear layers) on tokens, without bias. Input as the stage's layout says; output (N, skips), before the sigmoid.
+    (linear layers) on tokens, without bias. Input as the stage's layout says; output (N, skips), before the
+    sigmoid.
     """
 
     def __init__(self, channels: int, skips: int, layout: Layout, normalise: bool) -> None:
@@ -122,7 +133,9 @@ class DeltaModule(nn.Module):
 
 
 class LastAxisBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation of the last axis, for states whose channels stand there: (N, ..., C) -> (N, ..., C)."""
+    """Batch normalisation of the last axis, for states whose channels stand there: (N, ..., C) -> (N,
+    ..., C).
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.reshape(-1, input.shape[-1])).reshape(input.shape)
@@ -156,7 +169,9 @@ class _StageRun:
                 self.states = []
             if index > 0 or not self.stage.projects:
                 self.states.append(self._kept(sub_block, state))
-            return run_sub_block(sub_block, forward, args, kwargs, lambda junction: self._joined(index, junction))
+            return run_sub_block(
+                sub_block, forward, args, kwargs, lambda junction: self._joined(index, junction)
+            )
 
         return touched
 
