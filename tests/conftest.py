@@ -1,4 +1,6 @@
-"""What every test runs under: one thread, and the shared folder of real weights and images where there is one."""
+"""What every test runs under: one thread, and the shared folder of real weights and images where there is
+one.
+"""
 
 import os
 from pathlib import Path
@@ -6,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-# Two results are only compared bit by bit where the same kernels ran, and those depend on the number of threads.
+# Two results are only compared bit by bit where the same kernels ran, and those depend on the number of
+# threads.
 torch.set_num_threads(1)
 
 

@@ -29,14 +29,14 @@ _SHADOWS = "_deltapatch_shadows"
 
 
 class _Missing:
-    """Stands for an attribute that a module's instance has not; as a class, it stays itself in a deep copy."""
+    """Stands for what a module's instance has not; as a class, it stays itself in a deep copy."""
 
 
 class _Shadows(dict[str, tuple[int, Any]]):
     """Method name -> how many contexts shadow it, and what the instance itself had under that name."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Shadows":
-        # No context holds the copy of a module: its copied shadows find a depth of 0 here and run what is its own.
+        # No context holds the copy of a module: its copied shadows find a depth of 0 and run what is its own.
         return _Shadows({name: (0, deepcopy(own, memo)) for name, (_, own) in self.items()})
 
 

@@ -5,8 +5,8 @@ from typing import Final
 
 import timm
 import torch
-from toys import OwnNet, enliven
 from torch import nn
+from toys import OwnNet, enliven
 
 from deltapatch.base import Base
 from deltapatch.loading import load_base
@@ -30,7 +30,8 @@ FAMILIES: Final[Mapping[str, Callable[[], nn.Module]]] = {
     "own": OwnNet,
 }
 
-# Convolutions that other libraries drop the dilation of, or whose weights they standardise twice or not at all.
+# Convolutions that other libraries drop the dilation of, or whose weights they standardise twice or not at
+# all.
 UNUSUAL_CONVOLUTIONS: Final[Mapping[str, Callable[[], nn.Module]]] = {
     "dilated": _timm("resnet18", output_stride=8),
     "weight-standardised": _timm("resnetv2_50x1_bit", num_classes=10),

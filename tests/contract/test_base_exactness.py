@@ -1,11 +1,13 @@
-"""Invariant 1: without a patch the base answers as it always did, bit for bit, whatever was attached or fitted."""
+"""Invariant 1: without a patch the base answers as it always did, bit for bit, whatever was attached or
+fitted.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import CLASSES, Subject
+from subjects import CLASSES, Subject
 from torch import Tensor, nn
 from toys import disturb
 
@@ -41,15 +43,21 @@ def _raises(error: type[BaseException]) -> Callable[..., None]:
     return raise_it
 
 
-def test_a_disturbed_patch_answers_differently_from_the_base(subject: Subject, method: Method, patch: Patch) -> None:
+def test_a_disturbed_patch_answers_differently_from_the_base(
+    subject: Subject, method: Method, patch: Patch
+) -> None:
     """Otherwise every other claim here would hold of a patch that does nothing."""
     without_head = subject.new_patch(method, classes=())
     changes = not torch.equal(subject.answer(without_head), subject.answers)
     assert changes == bool(patch.touches())
+    assert subject.answers.isfinite().all()
+    assert not torch.equal(subject.answers[0], subject.answers[1])
     assert subject.answer(patch).shape == (2, len(CLASSES))
 
 
-def test_building_and_adding_a_patch_leaves_the_base_untouched(subject: Subject, method: Method, patch: Patch) -> None:
+def test_building_and_adding_a_patch_leaves_the_base_untouched(
+    subject: Subject, method: Method, patch: Patch
+) -> None:
     model = PatchedModel(subject.base)
     model.add_patch("new", subject.new_patch(method))
     subject.assert_untouched()
@@ -132,7 +140,9 @@ def test_a_fit_that_fails_leaves_the_base_untouched(subject: Subject, method: Me
 def test_an_interrupted_fit_leaves_the_base_untouched(subject: Subject, method: Method, patch: Patch) -> None:
     fitted = subject.new_patch(method)
     stop_after_a_step = Progress(step=_raises(KeyboardInterrupt))
-    outcome = train(WholeModel(subject.base, fitted), TwoSteps(subject.images), None, FIT, progress=stop_after_a_step)
+    outcome = train(
+        WholeModel(subject.base, fitted), TwoSteps(subject.images), None, FIT, progress=stop_after_a_step
+    )
     assert outcome.interrupted
     subject.assert_untouched()
 
