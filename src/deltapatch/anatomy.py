@@ -179,12 +179,12 @@ def _find_stages(trace: Trace, batch: int, leaves: bool) -> tuple[Stage, ...]:
         [item for item in found if len(item[1]) > 1 and not any(flow.has_shortcut for flow in item[1])],
         [item for item in found if len(item[1]) == 1 and item[1][0].is_residual_unit],
     )
-    taken: dict[str, int] = {}
+    taken: set[str] = set()
     stages: list[tuple[int, Stage]] = []
     for parent, flows in (item for kind in kinds for item in kind):
         paths = [flow.call.path for flow in flows]
         if not any(_overlap(path, other) for path in paths for other in taken):
-            taken.update((path, 1) for path in paths)
+            taken.update(paths)
             stages.append((flows[0].call.start, _stage(trace, parent, flows)))
     stages.sort(key=lambda item: item[0])
     return tuple(stage for _, stage in stages)
@@ -196,9 +196,7 @@ def _overlap(path: str, other: str) -> bool:
 
 
 def _runs(trace: Trace, calls: list[ModuleCall], batch: int, leaves: bool) -> Iterator[list[_Link]]:
-    """Maximal runs of siblings where each one's output state is the next one's input state, all of one
-    shape.
-    """
+    """Maximal runs of siblings where each one's output state is the next one's input, all of one shape."""
     run: list[_Link] = []
     for call in calls:
         if not _can_be_sub_block(call, leaves):
@@ -229,9 +227,7 @@ def _ended(trace: Trace, run: list[_Link], batch: int) -> Iterator[list[_Link]]:
 
 
 def _joined(trace: Trace, run: list[_Link], call: ModuleCall, batch: int) -> list[_Link] | None:
-    """The run with ``call`` at its end, or None if no output of the run's last module reaches the call
-    unchanged.
-    """
+    """The run with ``call`` at its end, or None if no state of the run's last module reaches it unchanged."""
     if not run:
         return None
     last = run[-1]
@@ -240,9 +236,8 @@ def _joined(trace: Trace, run: list[_Link], call: ModuleCall, batch: int) -> lis
         if output_position >= len(last.call.outputs) or output_position >= len(call.outputs):
             continue
         value = last.call.outputs[output_position]
-        if trace.shapes[call.outputs[output_position]] != trace.shapes[value] or not _is_state(
-            trace, value, batch
-        ):
+        same_shape = trace.shapes[call.outputs[output_position]] == trace.shapes[value]
+        if not same_shape or not _is_state(trace, value, batch):
             continue
         for input_position, given in enumerate(call.inputs):
             if trace.shapes[given] == trace.shapes[value] and value in trace.source(given, through=[value]):
@@ -263,9 +258,7 @@ def _is_state(trace: Trace, value: int, batch: int) -> bool:
 
 
 def _is_container_run(trace: Trace, flows: list[BlockFlow], batch: int) -> bool:
-    """Whether the modules of a run are mere sequences that have runs of their own inside: look there
-    instead.
-    """
+    """Whether a run's modules are mere sequences with runs of their own inside, to be looked for there."""
     if not all(isinstance(flow.call.module, nn.Sequential) for flow in flows):
         return False
     groups = trace.children()
@@ -274,11 +267,10 @@ def _is_container_run(trace: Trace, flows: list[BlockFlow], batch: int) -> bool:
 
 
 def _flows_with_states(trace: Trace, run: list[_Link]) -> list[BlockFlow]:
-    """The run's data flows, less a first one that only changes the shape: before it there is no state to
-    skip from.
-    """
+    """The run's data flows, less a first one that only changes the shape: no state comes before it."""
     flows = [BlockFlow(trace, link.call, link.input_position, link.output_position) for link in run]
-    is_transition = flows[0].input_shape != flows[0].output_shape and not flows[0].projects
+    given, made = flows[0].input_shape, flows[0].output_shape
+    is_transition = len(given) != len(made) or (given != made and not flows[0].projects)
     return flows[1:] if is_transition else flows
 
 
@@ -315,9 +307,7 @@ def _sub_block(flow: BlockFlow) -> SubBlock:
 
 
 def _layout(trace: Trace, flow: BlockFlow) -> Layout:
-    """Tokens are NLC. In a map, channels stand on the axis that the first weights or norm that read it
-    fit.
-    """
+    """Tokens are NLC. A map's channels stand on the axis that fits the first weights or norm to read it."""
     if len(flow.output_shape) == 3:
         return "NLC"
     on_axis_1, on_axis_3 = flow.input_shape[1], flow.input_shape[3]
@@ -338,6 +328,9 @@ def _layout(trace: Trace, flow: BlockFlow) -> Layout:
 # --- classifier -------------------------------------------------------------------------------------------
 
 
+_NORMALISATIONS = frozenset({"batch_norm", "group_norm", "layer_norm", "rms_norm"})
+
+
 def _end_of(trace: Trace, stages: tuple[Stage, ...]) -> int:
     """How many operations had run when the last stage was through."""
     paths = {sub_block.path for stage in stages for sub_block in stage.sub_blocks}
@@ -349,7 +342,9 @@ def _find_head(trace: Trace, output: Any, after: int) -> HeadSite:
     outputs = tensors_in(output)
     if not outputs:
         raise AnatomyError("the model returned no tensor, so there is nothing to put a head on")
-    if len(outputs) == 1 and outputs[0].ndim == 2:
+    # timm's models say so themselves where they end in features and not in logits.
+    has_classifier = getattr(trace.calls[0].module, "num_classes", None) != 0
+    if has_classifier and len(outputs) == 1 and outputs[0].ndim == 2:
         call = _classifier_call(trace, trace.outputs[0], outputs[0].shape[1], after)
         if call is not None:
             weight = next(p for p in call.module.parameters() if p.ndim >= 2)
@@ -378,7 +373,7 @@ def _classifier_call(trace: Trace, logits: int, classes: int, after: int) -> Mod
         operation = trace.operations[trace.producer[value]]
         if operation.is_weighted:
             found.append(operation.owner)
-        else:
+        elif operation.name not in _NORMALISATIONS:
             pending.extend(operation.inputs)
     for owner in sorted(index for index in found if index >= 0):
         call = trace.calls[owner]

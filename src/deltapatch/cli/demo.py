@@ -19,7 +19,9 @@ def command(
     from ..evaluation.wording import file_size, percent
 
     console = Console(width=None if Console().is_terminal else 110)
-    console.print("Base: a ResNet of 0.7 M parameters that reads 47 printed characters. New task: handwritten digits.")
+    console.print(
+        "Base: a ResNet of 0.7 M parameters that reads 47 printed characters. New task: handwritten digits."
+    )
     tour = run_demo(out, note=lambda line: console.print(f"  {line} ..."))
     table = Table("", "new task", "old task", "old answers", "trainable", "file", "seconds")
     for row in tour.rows:

@@ -132,12 +132,14 @@ def command(
 
 
 def _check_target(out: Path) -> None:
-    """An output that cannot be written is told before the work, not after it."""
+    """An output that cannot be written is told before the work; what a killed run left half-written goes."""
     from ..errors import DeltapatchError
+    from ..file import sweep_temporary_files
 
     if out.is_dir() or not out.parent.is_dir():
         raise DeltapatchError(
             f"{out}: the patch cannot be written there; give a file name in a folder that exists"
         )
+    sweep_temporary_files(out.parent)
     if out.suffix != ".safetensors":
         raise DeltapatchError(f"{out}: a patch file ends in .safetensors")

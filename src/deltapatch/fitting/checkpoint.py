@@ -1,6 +1,7 @@
 """The state of an unfinished fit on disk: written whole or not at all, read without executing anything."""
 
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class Checkpoint:
 
     def save(self, state: dict[str, Any]) -> None:
         """Replaces the file at once: a kill leaves the old one or the new one."""
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.deltapatch-tmp")
+        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}.deltapatch-tmp")
         try:
             with temporary.open("wb") as file:
                 torch.save({"identity": self.identity, **state}, file)

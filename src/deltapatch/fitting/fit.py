@@ -120,7 +120,10 @@ def fit_task(
     if task.train is None or not len(task.train):
         raise DataError(f"{task.name} has no training images")
     with FitWatch(enabled=progress, epochs=config.epochs) as watch, _random_state_kept():
-        accelerator = Accelerator(log_with=list(track) or None, project_dir=".")
+        folder = Path(checkpoint).parent if checkpoint is not None else Path()
+        accelerator = Accelerator(
+            cpu=base.device.type == "cpu", log_with=list(track) or None, project_dir=str(folder)
+        )
         if track:
             accelerator.init_trackers("deltapatch", config=_flat(method, config))
         job = _Job(base, task, method, config, accelerator, watch)
