@@ -1,8 +1,8 @@
-"""Which model families of timm can be patched: the smallest model of each of its modules, with random weights.
+"""Which model families of timm can be patched: the smallest model of each module, with random weights.
 
-For each: its stages, a delta patch on all of them (published start, so that its answer must differ from the base's)
-run on one batch, and the base's answer and weights compared before and after, bit for bit. Inputs are made small
-where the model takes them; what is found is a matter of structure, not of size.
+For each: its stages, a delta patch on all of them (published start, so that its answer must differ from the
+base's) run on one batch, and the base's answer and weights compared before and after, bit for bit. Inputs are
+made small where the model takes them; what is found is a matter of structure, not of size.
 
     python benchmarks/coverage.py
 """
@@ -46,7 +46,7 @@ class Row:
 
 
 def smallest(family: str) -> str:
-    """The model of a timm module with the fewest parameters, among those with inputs of at most 256 pixels if any."""
+    """The model of a timm module with the fewest parameters; inputs of at most 256 pixels if it has any."""
     best: tuple[bool, int, str] | None = None
     for name in timm.list_models(module=family):
         known = timm.get_pretrained_cfg(name, allow_unregistered=True)
@@ -63,7 +63,7 @@ def smallest(family: str) -> str:
 
 
 def bases(name: str) -> Iterator[Base]:
-    """The model as a base: built for small inputs, given small inputs, and as it comes, until one of them runs."""
+    """The model as a base: built for small inputs, given small inputs, as it comes; until one runs."""
     for small_build, size in ((True, SMALL), (False, SMALL), (False, None)):
         torch.manual_seed(0)
         try:
@@ -106,7 +106,8 @@ def examine(family: str) -> Row:
         found = f"{len(stages)} ({', '.join(str(len(s.sub_blocks)) for s in stages)})"
         patched, reason, exact = try_patch(base)
         return Row(family, name, kind, found, patched, reason, exact, time.perf_counter() - started)
-    return Row(family, name, kind, "-", False, reason.splitlines()[0][:120], True, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return Row(family, name, kind, "-", False, reason.splitlines()[0][:120], True, seconds)
 
 
 @torch.no_grad()
@@ -140,7 +141,8 @@ def record_head_input(base: Base, images: torch.Tensor) -> torch.Tensor:
     if path is None:
         return base.module.eval()(images).clone()
     noted: list[torch.Tensor] = []
-    hook = base.submodule(path).register_forward_pre_hook(lambda module, given: noted.append(given[0].clone()))
+    classifier = base.submodule(path)
+    hook = classifier.register_forward_pre_hook(lambda module, given: noted.append(given[0].clone()))
     try:
         base.module(images)
     finally:
@@ -160,15 +162,18 @@ def main() -> None:
         rows = []
         for row in pool.map(examine, families):
             rows.append(row)
-            print(f"{row.family:<28} {row.model:<34} {row.seconds:5.0f} s  {row.stages:<22} {row.reason[:60]}", flush=True)
+            words = (
+                f"{row.family:<24} {row.model:<34} {row.seconds:5.0f} s  {row.stages:<22} {row.reason[:50]}"
+            )
+            print(words, flush=True)
     report(rows, time.perf_counter() - started, options.out)
 
 
 def report(rows: list[Row], seconds: float, path: Path) -> None:
     """Prints and writes the table and its totals."""
     table = [
-        f"| {r.family} | {r.model} | {r.kind} | {r.stages} | {'patched' if r.patched else 'refused: ' + r.reason} |"
-        f" {'yes' if r.base_exact else 'NO'} |"
+        f"| {r.family} | {r.model} | {r.kind} | {r.stages} |"
+        f" {'patched' if r.patched else 'refused: ' + r.reason} | {'yes' if r.base_exact else 'NO'} |"
         for r in rows
     ]
     with_convolutions = [r for r in rows if r.kind in ("convolutional", "hybrid")]

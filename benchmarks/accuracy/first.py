@@ -1,4 +1,4 @@
-"""Head against delta on six tasks of two real bases, on their test images, and the base's own answers before and after.
+"""Head against delta on the test images of six tasks of two real bases; the base's answers before and after.
 
     python benchmarks/accuracy/first.py --size 96 --most-train 600
 
@@ -45,7 +45,8 @@ def imagenet_answers(base: dp.Base) -> tuple[torch.Tensor, torch.Tensor]:
         model = dp.PatchedModel(base)
         logits = []
         for start in range(0, len(rows), 50):
-            pictures = [Image.open(archive.open(_member(row["file"]))).convert("RGB") for row in rows[start : start + 50]]
+            files = [archive.open(_member(row["file"])) for row in rows[start : start + 50]]
+            pictures = [Image.open(file).convert("RGB") for file in files]
             logits.append(model(torch.stack([transform(picture) for picture in pictures])))
     return torch.cat(logits), labels
 
@@ -54,7 +55,10 @@ def _member(file: str) -> str:
     return file if file.startswith("images/") else f"images/{file}"
 
 
-def fit_and_test(base: dp.Base, setting: Setting, seed: int, options: argparse.Namespace, found: Found) -> None:
+def fit_and_test(
+    base: dp.Base, setting: Setting, seed: int, options: argparse.Namespace, found: Found
+) -> None:
+    """Fits delta on one and on all stages, and tests both and the head that they started from."""
     task = load_task(setting.task, options.most_train, options.most_test)
     assert task.test is not None
     config = FitConfig(epochs=options.epochs, seed=seed)
@@ -68,8 +72,10 @@ def fit_and_test(base: dp.Base, setting: Setting, seed: int, options: argparse.N
         found.verdicts.append(paired_difference(patch, head).verdict)
         if modules == 1:
             found.head.append(100 * head.accuracy.value)
-        print(f"{setting.base} {setting.task} seed {seed} delta({modules}): head {found.head[-1]:.1f}, "
-              f"patch {into[-1]:.1f}, best epoch {result.best_epoch}, {found.seconds[-1]:.0f} s", flush=True)  # fmt: skip
+        figures = f"head {found.head[-1]:.1f}, patch {into[-1]:.1f}, best epoch {result.best_epoch}"
+        print(
+            f"{setting.task} seed {seed} delta({modules}): {figures}, {found.seconds[-1]:.0f} s", flush=True
+        )
 
 
 def cell(values: list[float]) -> str:
@@ -93,14 +99,15 @@ def main() -> None:
         for seed in range(options.seeds):
             fit_and_test(base, setting, seed, options, found)
         one, every = found.verdicts[::2], found.verdicts[1::2]
-        rows.append([setting.base, setting.task, cell(found.head), cell(found.one), tally(one), cell(found.every), tally(every)])
+        figures = [cell(found.head), cell(found.one), tally(one), cell(found.every), tally(every)]
+        rows.append([setting.base, setting.task, *figures])
         after, _ = imagenet_answers(imagenet)
         assert torch.equal(before, after), "the base has changed"
         accuracy = f"{(before.argmax(1) == labels).float().mean():.1%}"
         title = (
-            f"Test accuracy in %, mean ± sd of {options.seeds} seeds ({options.epochs} epochs, MobileNetV2 at {options.size}"
-            f" px, at most {options.most_train or 'all'} training images). ImageNet accuracy of the base on 1000 sample"
-            f" images at 224 px: {accuracy} before and after, logits bit-identical"
+            f"Test accuracy in %, mean ± sd of {options.seeds} seeds ({options.epochs} epochs, MobileNetV2 at"
+            f" {options.size} px, at most {options.most_train or 'all'} training images). ImageNet accuracy of"
+            f" the base on 1000 sample images at 224 px: {accuracy} before and after, bit-identical logits"
         )
         columns = ["base", "task", "head", "delta(1)", "against head", "delta(all)", "against head"]
         write_table(options.out, title, columns, rows)
@@ -108,7 +115,9 @@ def main() -> None:
 
 def tally(verdicts: list[str]) -> str:
     """How many seeds are better, a tie or worse, by a paired test on the same images."""
-    return ", ".join(f"{verdicts.count(name)} {name}" for name in ("better", "tie", "worse") if name in verdicts)
+    return ", ".join(
+        f"{verdicts.count(name)} {name}" for name in ("better", "tie", "worse") if name in verdicts
+    )
 
 
 if __name__ == "__main__":

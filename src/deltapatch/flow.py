@@ -116,7 +116,7 @@ class BlockFlow:
 
     @property
     def has_shortcut(self) -> bool:
-        """Whether the base has a skip into this sub-block: at its join, or as its output carries its input."""
+        """Whether the base has a skip into this sub-block: at its join, or as its output keeps its input."""
         if self.shortcut is not None:
             return True
         fact = self._facts.get(self.output)

@@ -9,9 +9,9 @@ EXAMPLE = "deltapatch demo"
 
 
 def command(
-    out: Annotated[Path, typer.Option(help="Folder for the patches and the report.")] = Path("demo-output"),
+    out: Annotated[Path, typer.Option(help="Folder for patches and report.")] = Path("demo-output"),
 ) -> None:
-    """Patch a small base that reads printed characters to handwritten digits, and compare with fine-tuning."""
+    """Patch a small base that reads printed characters to handwritten digits; compare with fine-tuning."""
     from rich.console import Console
     from rich.table import Table
 

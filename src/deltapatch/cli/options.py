@@ -79,8 +79,8 @@ def open_base_of(patch: "Patch", source: str | None, weights: str | None, device
     recorded, preprocessing = patch.info.base.source, patch.info.preprocessing
     if source is None and not (recorded.startswith(("timm/", "torchvision/")) or recorded == "demo"):
         raise DeltapatchError(
-            f"this patch was fitted on base {patch.info.base.name} ({recorded or 'a module in memory'}), which"
-            " is not loaded on a file's word; give --base"
+            f"this patch was fitted on base {patch.info.base.name} ({recorded or 'a module in memory'}),"
+            " which is not loaded on a file's word; give --base"
         )
     base = load_base(
         recorded if source is None else source,

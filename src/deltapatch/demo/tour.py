@@ -74,7 +74,7 @@ class _OldTask:
 
 
 def run_demo(out: Path, note: Callable[[str], None] = lambda line: None) -> Tour:
-    """Fits a head, a delta patch and a fine-tuned copy on handwritten digits; writes patches and a report to ``out``.
+    """Fits a head, a delta patch and a fine-tuned copy on handwritten digits; writes patches and a report.
 
     Args:
         out: a folder; made if missing.
@@ -90,7 +90,7 @@ def run_demo(out: Path, note: Callable[[str], None] = lambda line: None) -> Tour
     old = _OldTask(prepared, torch.from_numpy(labels), _in_batches(base.module, prepared))
     rows = [Row("the base itself", None, *old.row(base.module), 0, 0, 0.0)]
     note("fitting a head on the frozen base")
-    head, row = _patch_row("head", base, task, old, out / "digits-head.safetensors")
+    _, row = _patch_row("head", base, task, old, out / "digits-head.safetensors")
     rows.append(row)
     note("fitting a delta patch on the frozen base")
     patch_file = out / "digits-delta.safetensors"
@@ -128,7 +128,7 @@ def _patch_row(method: str, base: Base, task: TaskData, old: _OldTask, path: Pat
 
 
 def _fine_tuning_row(base: Base, old: _OldTask) -> Row:
-    """All weights of a copy train on the new task with a new head; the old head is kept to ask the old task again."""
+    """All weights of a copy train on the new task; the old head is kept, to ask the old task again."""
     started = time.perf_counter()
     arrays = handwritten_digits()
     copy = deepcopy(base.module).requires_grad_(True)
