@@ -12,8 +12,8 @@ import os
 import time
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -158,9 +158,9 @@ def main() -> None:
     options = parser.parse_args()
     families = options.only or sorted(m for m in timm.list_modules() if timm.list_models(module=m))
     started = time.perf_counter()
-    with ProcessPoolExecutor(options.processes, max_tasks_per_child=8) as pool:
+    with get_context("spawn").Pool(options.processes, maxtasksperchild=8) as pool:
         rows = []
-        for row in pool.map(examine, families):
+        for row in pool.imap(examine, families):
             rows.append(row)
             words = (
                 f"{row.family:<24} {row.model:<34} {row.seconds:5.0f} s  {row.stages:<22} {row.reason[:50]}"

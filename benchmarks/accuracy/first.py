@@ -106,8 +106,8 @@ def main() -> None:
         accuracy = f"{(before.argmax(1) == labels).float().mean():.1%}"
         title = (
             f"Test accuracy in %, mean ± sd of {options.seeds} seeds ({options.epochs} epochs, MobileNetV2 at"
-            f" {options.size} px, at most {options.most_train or 'all'} training images). ImageNet accuracy of"
-            f" the base on 1000 sample images at 224 px: {accuracy} before and after, bit-identical logits"
+            f" {options.size} px, at most {options.most_train or 'all'} training images). Accuracy of"
+            f" the base on 1000 ImageNet images at 224 px: {accuracy} before and after, bit-identical logits"
         )
         columns = ["base", "task", "head", "delta(1)", "against head", "delta(all)", "against head"]
         write_table(options.out, title, columns, rows)
