@@ -54,7 +54,7 @@ def main() -> None:
     }
     settings = [s for s in SETTINGS if options.only is None or s.task in options.only]
     results: dict[str, list[list[float]]] = {name: [] for name in ("head", *chosen)}
-    for setting in settings:
+    for done, setting in enumerate(settings, start=1):
         base = load_base(setting.base, options.size)
         found: dict[str, list[float]] = {name: [] for name in results}
         for seed in range(options.seeds):
@@ -71,14 +71,17 @@ def main() -> None:
             found["head"].append(100 * result.head_only.info.figures["validation/accuracy"])
         for name, values in found.items():
             results[name].append(values)
-    rows = []
-    for name, per_set in results.items():
-        cells = [
-            f"{statistics.mean(v):.1f} ± {statistics.stdev(v) if len(v) > 1 else 0:.1f}" for v in per_set
-        ]
-        rows.append([name, *cells, f"{statistics.mean(statistics.mean(v) for v in per_set):.1f}"])
-    title = f"Δ-Networks, modules={modules}: held-out images, {options.seeds} seeds, {options.epochs} epochs"
-    write_table(options.out, title, ["start, norm", *[s.task for s in settings], "mean"], rows)
+        title = (
+            f"Δ-Networks, modules={modules}: held-out images, {options.seeds} seeds, {options.epochs} epochs"
+        )
+        columns = ["start, norm", *[s.task for s in settings[:done]], "mean"]
+        write_table(options.out, title, columns, [row(name, per_set) for name, per_set in results.items()])
+
+
+def row(name: str, per_set: list[list[float]]) -> list[str]:
+    """Mean ± standard deviation over seeds for each set, and the mean over sets."""
+    cells = [f"{statistics.mean(v):.1f} ± {statistics.stdev(v) if len(v) > 1 else 0:.1f}" for v in per_set]
+    return [name, *cells, f"{statistics.mean(statistics.mean(v) for v in per_set):.1f}"]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ computes.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -96,9 +96,11 @@ def make_method(name: str, configuration: Mapping[str, Any] | None = None) -> Me
     if name not in methods:
         raise DeltapatchError(f"there is no method '{name}'; known methods are: {', '.join(methods)}")
     cls = methods[name]
-    unknown = set(configuration or {}) - set(cls.__dataclass_fields__)  # pyright: ignore[reportAttributeAccessIssue]
+    unknown = set(configuration or {}) - set(_options(cls))
     if unknown:
-        raise DeltapatchError(f"method '{name}' has no option '{min(unknown)}'; it has: {_options(cls)}")
+        raise DeltapatchError(
+            f"method '{name}' has no option '{min(unknown)}'; it has: {', '.join(_options(cls)) or 'none'}"
+        )
     try:
         return TypeAdapter(cls).validate_python(dict(configuration or {}))
     except ValidationError as error:
@@ -107,5 +109,5 @@ def make_method(name: str, configuration: Mapping[str, Any] | None = None) -> Me
         raise DeltapatchError(f"method '{name}': {field}: {first['msg']} (was {first['input']!r})") from error
 
 
-def _options(cls: type[Method]) -> str:
-    return ", ".join(cls.__dataclass_fields__) or "none"  # pyright: ignore[reportAttributeAccessIssue]
+def _options(cls: type[Method]) -> list[str]:
+    return [field.name for field in fields(cls)]  # pyright: ignore[reportArgumentType]

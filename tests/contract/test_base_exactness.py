@@ -83,6 +83,21 @@ def test_an_active_patch_is_gone_when_its_context_ends(subject: Subject, patch: 
     subject.assert_untouched()
 
 
+def test_every_call_while_a_patch_is_active_is_answered_for_its_own_images(
+    subject: Subject, patch: Patch
+) -> None:
+    model = PatchedModel(subject.base)
+    model.add_patch("task", patch)
+    batches = (subject.images, subject.images.flip(0), subject.images.flip(3))
+    with torch.no_grad():
+        alone = [model(batch, patch="task") for batch in batches]
+        with model.active("task"):
+            in_a_row = [subject.base.module(batch) for batch in batches]
+    assert all(map(torch.equal, in_a_row, alone))
+    assert not torch.equal(alone[0], alone[2])
+    subject.assert_untouched()
+
+
 def test_a_default_patch_is_laid_aside_by_disable_patches(subject: Subject, patch: Patch) -> None:
     model = PatchedModel(subject.base)
     model.add_patch("task", patch)

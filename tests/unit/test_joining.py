@@ -16,7 +16,11 @@ BRANCH = torch.tensor([[10.0, 20.0]])
 
 
 def _run(
-    forward: Callable[..., object], join: Join, rule: Callable[[Junction], Tensor], *args: object, overwrites: bool = False
+    forward: Callable[..., object],
+    join: Join,
+    rule: Callable[[Junction], Tensor],
+    *args: object,
+    overwrites: bool = False,
 ) -> object:
     sub_block = SubBlock("stage.0", 0, 0, join, overwrites)
     return run_sub_block(sub_block, forward, args or (X.clone(),), {}, rule)
@@ -64,8 +68,8 @@ def test_an_addition_in_place_that_goes_on_with_its_left_side_is_taken_over() ->
         y.add_(x)
         return y * 2
 
-    output = _run(forward, FIRST_ADDITION, lambda junction: junction.residual)
-    assert torch.equal(output, 2 * BRANCH)
+    output = _run(forward, FIRST_ADDITION, lambda junction: junction.residual + 1)
+    assert torch.equal(output, 2 * (BRANCH + 1))
 
 
 def test_only_the_addition_that_was_named_is_taken_over() -> None:
@@ -132,7 +136,12 @@ def test_the_state_is_found_among_positional_and_named_arguments() -> None:
 def test_gradients_flow_through_a_taken_over_join() -> None:
     x = X.clone().requires_grad_()
     scale = nn.Parameter(torch.tensor(3.0))
-    output = _run(lambda x: BRANCH + x, FIRST_ADDITION, lambda junction: junction.residual + scale * junction.shortcut, x)
+    output = _run(
+        lambda x: BRANCH + x,
+        FIRST_ADDITION,
+        lambda junction: junction.residual + scale * junction.shortcut,
+        x,
+    )
     assert isinstance(output, Tensor)
     output.sum().backward()
     assert torch.equal(x.grad, torch.full((1, 2), 3.0))

@@ -48,7 +48,10 @@ def test_the_inner_touch_wins_and_the_outer_one_comes_back() -> None:
 
 def test_outer_touches_of_a_model_are_laid_aside_and_those_of_others_are_not() -> None:
     inside, outside = nn.Sequential(Double(), Double()), Double()
-    with touched({inside[0]: _plus(1), outside: _plus(1)}), touched({inside[1]: _plus(10)}, instead_of=inside):
+    with (
+        touched({inside[0]: _plus(1), outside: _plus(1)}),
+        touched({inside[1]: _plus(10)}, instead_of=inside),
+    ):
         assert inside(X)[0, 0] == 14
         assert outside(X)[0, 0] == 3
 

@@ -59,7 +59,11 @@ def test_an_operation_belongs_to_the_innermost_module_that_runs_it() -> None:
 def test_a_modules_operations_are_those_between_its_start_and_end() -> None:
     trace, _ = record(Net([Unit(4)], 4), IMAGES)
     unit = next(call for call in trace.calls if call.path == "stage.0")
-    assert [operation.name for operation in trace.operations[unit.start : unit.end]] == ["conv2d", "add", "relu"]
+    assert [operation.name for operation in trace.operations[unit.start : unit.end]] == [
+        "conv2d",
+        "add",
+        "relu",
+    ]
 
 
 def test_a_write_in_place_makes_a_new_value_and_marks_the_old_one() -> None:

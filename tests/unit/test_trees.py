@@ -27,7 +27,9 @@ class Pair(NamedTuple):
         ([A, "text", A], [A, A]),
     ],
 )
-def test_tensors_are_found_depth_first_and_all_else_is_passed_over(tree: object, expected: list[object]) -> None:
+def test_tensors_are_found_depth_first_and_all_else_is_passed_over(
+    tree: object, expected: list[object]
+) -> None:
     found = tensors_in(tree)
     assert len(found) == len(expected)
     assert all(tensor is wanted for tensor, wanted in zip(found, expected, strict=True))
@@ -45,7 +47,9 @@ def test_a_position_beyond_the_last_changes_nothing() -> None:
     assert replace_tensor([A, B], 2, C) == [A, B]
 
 
-@pytest.mark.parametrize("tree", [OrderedDict(first=A, second=B), Pair(A, B), (A, B), [A, B], {"x": A, "y": B}])
+@pytest.mark.parametrize(
+    "tree", [OrderedDict(first=A, second=B), Pair(A, B), (A, B), [A, B], {"x": A, "y": B}]
+)
 def test_the_kind_of_container_is_kept(tree: object) -> None:
     changed = replace_tensor(tree, 1, C)
     assert type(changed) is type(tree)

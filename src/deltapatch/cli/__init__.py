@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pkgutil import iter_modules
+from types import ModuleType
 from typing import cast
 
 import typer
@@ -36,11 +37,14 @@ def make_app() -> typer.Typer:
         """Patch a frozen vision model to new tasks; its own answers stay bit-identical."""
 
     del options
-    for found in iter_modules(__path__):
-        module = import_module(f"{__name__}.{found.name}")
-        if hasattr(module, "command"):
-            app.command(found.name, epilog=f"Example: [bold]{module.EXAMPLE}[/bold]")(module.command)
+    for name, module in _commands().items():
+        app.command(name, epilog=f"Example: [bold]{module.EXAMPLE}[/bold]")(module.command)
     return app
+
+
+def _commands() -> dict[str, ModuleType]:
+    modules = {found.name: import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)}
+    return {name: module for name, module in modules.items() if hasattr(module, "command")}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         make_app()(arguments, standalone_mode=False)
     except _UsageProblem as error:
-        _fail(f"{error}; see deltapatch {' '.join(arguments[:1])} -h", debug)
+        command = next((f" {name}" for name in arguments[:1] if name in _commands()), "")
+        _fail(f"{str(error).rstrip('.')}; see deltapatch{command} -h", debug)
     except typer.Abort:
         sys.exit(EXIT_INTERRUPTED)
     except KeyboardInterrupt:
@@ -62,12 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except DeltapatchError as error:
         _fail(str(error), debug)
     except Exception as error:
-        text = " ".join(str(error).split()) or "no message"
-        _fail(f"{type(error).__name__}: {text} (run again with --debug to see where)", debug)
+        _fail(
+            f"{type(error).__name__}: {str(error) or 'no message'} (run again with --debug to see where)",
+            debug,
+        )
 
 
 def _fail(message: str, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(EXIT_ERROR)

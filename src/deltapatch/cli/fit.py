@@ -133,6 +133,8 @@ def command(
 
 def _check_target(out: Path) -> None:
     """An output that cannot be written is told before the work; what a killed run left half-written goes."""
+    from tempfile import TemporaryFile
+
     from ..errors import DeltapatchError
     from ..file import sweep_temporary_files
 
@@ -140,6 +142,12 @@ def _check_target(out: Path) -> None:
         raise DeltapatchError(
             f"{out}: the patch cannot be written there; give a file name in a folder that exists"
         )
+    try:
+        TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        raise DeltapatchError(
+            f"{out}: the patch cannot be written there ({error.strerror}); choose another folder"
+        ) from error
     sweep_temporary_files(out.parent)
     if out.suffix != ".safetensors":
         raise DeltapatchError(f"{out}: a patch file ends in .safetensors")

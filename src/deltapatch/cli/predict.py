@@ -36,6 +36,10 @@ def command(
 
     if format not in ("csv", "jsonl"):
         raise DeltapatchError(f"--format is csv or jsonl, not '{format}'")
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise DeltapatchError(
+            f"{out}: the answers cannot be written there; give a file in a folder that exists"
+        )
     loaded = Patch.from_pretrained(patch)
     opened = open_base_of(loaded, base, weights, device)
     paths = list_images(images)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -34,6 +33,11 @@ class Batch:
     labels: Tensor
     indices: Tensor
     bad: tuple[BadImage, ...]
+
+
+def shuffled(count: int, seed: int, epoch: int) -> Tensor:
+    """The numbers 0 to ``count - 1`` in an order that depends on seed and epoch alone, shape (count,)."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
 
 def collate(items: Sequence[Item], image_shape: tuple[int, int, int]) -> Batch:
@@ -94,7 +98,7 @@ class Batches:
     def _order(self, epoch: int) -> list[int]:
         if not self.shuffle:
             return list(range(len(self.images)))
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.images)).tolist()
+        return shuffled(len(self.images), self.seed, epoch).tolist()
 
     def _report(self, bad: tuple[BadImage, ...]) -> None:
         """Runs in the main process: workers could neither raise an ``ImageError`` here nor log only once."""

@@ -56,7 +56,7 @@ class Checkpoint:
                 f"{self.path}: this checkpoint cannot be read ({type(error).__name__}); delete it and"
                 f" fit from the start"
             ) from error
-        if state.get("identity") != self.identity:
+        if not isinstance(state, dict) or state.get("identity") != self.identity:
             raise DeltapatchError(
                 f"{self.path}: this checkpoint belongs to another fit (other base, data, method or options);"
                 " fit with the same ones, or delete it"

@@ -26,7 +26,7 @@ class FitConfig:
         keep_megabytes: how much memory trunk activations may take; beyond it the trunk runs in every epoch.
         on_bad: whether an image that cannot be read is skipped and counted, or ends the fit.
         validation: share of the training images that is held out where the data has no validation split.
-        seed: of everything random.
+        seed: of everything random, from 0 to 2**32 - 1.
         workers: processes that decode images.
     """
 
@@ -56,6 +56,7 @@ class FitConfig:
             "patience": self.patience is None or self.patience >= 1,
             "keep_megabytes": self.keep_megabytes >= 0,
             "validation": 0 < self.validation < 1,
+            "seed": 0 <= self.seed < 2**32,
             "workers": self.workers >= 0,
         }
         wrong = next((field for field, holds in allowed.items() if not holds), None)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..base import Base
 from ..data import BadImage, Batches
+from ..data.batches import shuffled
 from ..patch import pooled
 from ..split import Split
 from ..touching import Touch, touched
@@ -52,7 +53,7 @@ class ImageExamples:
 
 @dataclass(frozen=True)
 class StoredExamples:
-    """Activations in memory, one row an image, shuffled by seed and epoch."""
+    """Activations in memory, one row an image, shuffled by seed and epoch as `Batches` shuffles images."""
 
     inputs: list[Tensor]
     labels: Tensor
@@ -63,10 +64,8 @@ class StoredExamples:
         return -(-len(self.labels) // self.batch_size)
 
     def epoch(self, number: int) -> Iterator[Step]:
-        order = torch.arange(len(self.labels))
-        if self.seed is not None:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-            order = torch.randperm(len(self.labels), generator=generator)
+        count = len(self.labels)
+        order = torch.arange(count) if self.seed is None else shuffled(count, self.seed, number)
         for rows in order.split(self.batch_size):
             yield Step([tensor[rows] for tensor in self.inputs], self.labels[rows])
 

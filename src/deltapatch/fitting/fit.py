@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
 
 from ..base import Base
 from ..data import BadImage, TaskData, evaluation_transform, load_batches, open_data, training_transform
-from ..errors import DataError
+from ..errors import DataError, DeltapatchError
 from ..info import FittedOn
 from ..method import Method, make_method
 from ..patch import Patch
@@ -121,6 +122,7 @@ def fit_task(
         raise DataError(f"{task.name} has no training images")
     with FitWatch(enabled=progress, epochs=config.epochs) as watch, _random_state_kept():
         folder = Path(checkpoint).parent if checkpoint is not None else Path()
+        _check_trackers(track)
         accelerator = Accelerator(
             cpu=base.device.type == "cpu", log_with=list(track) or None, project_dir=str(folder)
         )
@@ -129,6 +131,8 @@ def fit_task(
         job = _Job(base, task, method, config, accelerator, watch)
         surveys = job.survey()
         head_only = job.fit_head(surveys)
+        if job.head_outcome.interrupted and job.patch.touches():
+            raise KeyboardInterrupt  # the patch itself has not begun, so there is nothing to keep
         patch = job.new_patch(head_only)
         saved = Checkpoint(Path(checkpoint), job.identity(), resume) if checkpoint is not None else None
         outcome = job.fit_patch(patch, surveys, saved) if patch.touches() else job.head_outcome
@@ -332,6 +336,17 @@ class _Job:
             seconds=seconds,
         )
         patch.info = patch.info.model_copy(update={"fitted_on": fitted_on, "figures": figures})
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """Accelerate would go on without a tracker that is not installed."""
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    missing = next((name for name in names if name not in installed), None)
+    if missing is not None:
+        raise DeltapatchError(
+            f"the tracker '{missing}' is not installed; install it, or track with one of those that are:"
+            f" {', '.join(installed) or 'none'}"
+        )
 
 
 def _flat(method: Method, config: FitConfig) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def _conv_weights(patch: Patch) -> int:
 
 # --- parameter counts -------------------------------------------------------------------------------------
 
-# Network -> {modules: (convolution weights, all parameters)}. The network's depth hardly costs time at 32 pixels.
+# Network -> {modules: (convolution weights, all parameters)}; None where no count of weights was published.
 COUNTS = {
     "resnet18": {1: (442_368, 443_267), 2: (552_960, 554_310), 4: (608_256, 610_060)},
     "resnet34": {1: (442_368, 443_654), 2: (552_960, 555_867), 4: (608_256, 611_947)},
@@ -58,7 +58,7 @@ def counted(request: pytest.FixtureRequest) -> tuple[tuple[Stage, ...], dict[int
 
 
 def _stages(name: str) -> tuple[Stage, ...]:
-    """The stages of a network whose weights are all zero, which is quicker than drawing them."""
+    """The stages of a network whose weights are all alike, which is quicker than drawing them."""
     with torch.device("meta"):
         module = timm.create_model(name)
     module.to_empty(device="cpu")
@@ -258,15 +258,20 @@ def test_every_start_changes_with_the_seed_alone(method: Delta) -> None:
 
 
 class OrthonormalUnit(nn.Module):
-    """``Q x + x`` with a random orthonormal Q: variance v becomes v in the branch, uncorrelated with x."""
+    """``P (Q x + x)`` with random orthonormal maps Q and P, so that no two terms of any sum are correlated.
+
+    P stands where the activation does: it shuffles the channels and turns the signs of half of them.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.branch = nn.Sequential(nn.Conv2d(width, width, 1, bias=False))
         nn.init.orthogonal_(self.branch[0].weight.view(width, width))
+        self.order = torch.randperm(width).tolist()
+        self.register_buffer("signs", torch.randn(width, 1, 1).sign())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.branch(x) + x
+        return (self.branch(x) + x)[:, self.order] * self.signs
 
 
 def test_all_skips_with_weight_1_let_the_variance_grow_as_every_second_fibonacci_number() -> None:
@@ -275,9 +280,7 @@ def test_all_skips_with_weight_1_let_the_variance_grow_as_every_second_fibonacci
     net = Net([OrthonormalUnit(width) for _ in range(5)], width)
     net.stem = nn.Conv2d(width, width, 1, bias=False)
     nn.init.dirac_(net.stem.weight)
-    base = Base(
-        net.eval(), name="orthonormal", source="", preprocessing=toy_base().preprocessing
-    )
+    base = Base(net.eval(), name="orthonormal", source="", preprocessing=toy_base().preprocessing)
     base.example = lambda images=2: torch.randn(images, width, 2, 2)
     patch = PUBLISHED.build(base)
     _force_weights(patch, [100.0] * 15)
