@@ -15,7 +15,8 @@ test: $(READY) lint
 lint: $(READY)
 	$(BIN)/ruff check src tests benchmarks examples
 	$(BIN)/ruff format --check src tests benchmarks examples
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	@if command -v node >/dev/null; then $(BIN)/pyright --pythonpath $(BIN)/python; \
+	else echo "types not checked: pyright needs Node.js, which is not installed"; fi
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(ENVIRONMENT)

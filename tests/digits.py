@@ -19,7 +19,7 @@ def digits() -> dict[str, Any]:
 
 
 def write_digits(path: Path, train: int = 64, val: int = 40, test: int = 40, **replaced: Any) -> Path:
-    """Writes the first images of each split as ``.npz``; keyword arguments replace arrays, None leaves out."""
+    """Writes the start of each split as ``.npz``; keyword arguments replace arrays; None leaves one out."""
     arrays: dict[str, Any] = {"classes": np.array(NAMES)}
     for split, count in (("train", train), ("val", val), ("test", test)):
         arrays[f"{split}_images"] = digits()[f"{split}_images"][:count]

@@ -16,7 +16,7 @@ class Decoy(Unit):
     """Adds twice, and throws the first sum away."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x + self.branch(x)  # noqa: B018 - on no way to the output
+        x + self.branch(x)
         return super().forward(x)
 
 
@@ -50,6 +50,20 @@ def test_what_was_found_is_kept(base: Base) -> None:
 def test_a_join_that_does_not_decide_the_output_is_refused(base: Base, join: Join) -> None:
     (stage,) = base.anatomy.stages
     assert _verified(base, _with_join(stage, join)) == ()
+
+
+class Scaled(Unit):
+    """Adds twice its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(self.branch(x), x, alpha=2)
+
+
+def test_a_join_that_is_more_than_a_sum_is_refused() -> None:
+    base = toy_base([Scaled(4), Scaled(4)])
+    (stage,) = base.anatomy.stages
+    assert stage.sub_blocks[0].join.addition is None
+    assert _verified(base, _with_join(stage, Join(addition=0, shortcut=1, has_shortcut=True))) == ()
 
 
 @pytest.mark.parametrize("wrong", [{"in_channels": 5}, {"channels": 5}])

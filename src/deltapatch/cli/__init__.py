@@ -19,7 +19,7 @@ EXIT_INTERRUPTED = 130
 
 # Recent releases of typer carry their own copy of click: its base of all usage errors is found through a
 # public one.
-_UsageProblem = cast(type[Exception], typer.BadParameter.__mro__[2])
+_UsageProblem = cast(type[typer.BadParameter], typer.BadParameter.__mro__[2])
 
 
 def make_app() -> typer.Typer:
@@ -53,10 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
     try:
-        make_app()(arguments, standalone_mode=False)
+        # Typer makes an exit code of Ctrl-C; commands themselves return nothing.
+        code: int | None = make_app()(arguments, standalone_mode=False)
     except _UsageProblem as error:
         command = next((f" {name}" for name in arguments[:1] if name in _commands()), "")
-        _fail(f"{str(error).rstrip('.')}; see deltapatch{command} -h", debug)
+        _fail(f"{error.format_message().rstrip('.')} (see deltapatch{command} -h)", debug)
     except typer.Abort:
         sys.exit(EXIT_INTERRUPTED)
     except KeyboardInterrupt:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from digits import write_digits
-from toys import copied_state, same_state
 from torch import Tensor, nn
+from toys import copied_state, same_state
 
 import deltapatch
 from deltapatch.base import Base, fingerprint
@@ -41,15 +41,15 @@ def _same_parameters(first: nn.Module, second: nn.Module) -> bool:
 def test_the_base_is_bit_identical_before_during_and_after_a_fit(
     base: Base, task: TaskData, fit: Any, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    logits, seen = _logits(base), []
+    before, logits, seen = fingerprint(base.module), _logits(base), []
 
     def look(self: FitWatch, *figures: float) -> None:
-        seen.append(fingerprint(base.module) == base.fingerprint and torch.equal(_logits(base), logits))
+        seen.append(fingerprint(base.module) == before and torch.equal(_logits(base), logits))
 
     monkeypatch.setattr(FitWatch, "step", look)
     fit(task, Delta(), **options)
     assert seen == [True] * 4
-    assert fingerprint(base.module) == base.fingerprint
+    assert fingerprint(base.module) == before
     assert torch.equal(_logits(base), logits)
 
 
@@ -59,22 +59,22 @@ def test_the_base_is_bit_identical_after_ctrl_c_within_an_epoch(
     def press_ctrl_c() -> None:
         raise KeyboardInterrupt
 
-    logits = _logits(base)
+    before, logits = fingerprint(base.module), _logits(base)
     at_step(2, 1, press_ctrl_c)
     result = fit(task)
     assert result.interrupted
     assert len(result.history) == 1
-    assert fingerprint(base.module) == base.fingerprint
+    assert fingerprint(base.module) == before
     assert torch.equal(_logits(base), logits)
 
 
 def test_the_base_is_bit_identical_after_a_fit_that_failed_at_a_bad_image(
     base: Base, task_with_bad_images: TaskData, fit: Any
 ) -> None:
-    logits = _logits(base)
-    with pytest.raises(ImageError, match=r"bad0\.png"):
+    before, logits = fingerprint(base.module), _logits(base)
+    with pytest.raises(ImageError, match=r"two/bad1\.png: cannot be decoded"):
         fit(task_with_bad_images, on_bad="fail")
-    assert fingerprint(base.module) == base.fingerprint
+    assert fingerprint(base.module) == before
     assert torch.equal(_logits(base), logits)
 
 
@@ -195,14 +195,14 @@ def test_validation_labels_have_no_part_in_training(tmp_path: Path, task: TaskDa
 @pytest.fixture(scope="module")
 def larger_task(tmp_path_factory: pytest.TempPathFactory) -> TaskData:
     path = tmp_path_factory.mktemp("larger") / "digits.npz"
-    return open_data(write_digits(path, train=300, val=100, test=300))
+    return open_data(write_digits(path, train=200, val=80, test=200))
 
 
-def test_delta_reads_nine_of_ten_new_digits_after_six_epochs_and_no_fewer_than_a_head(
+def test_delta_reads_nine_of_ten_new_digits_after_five_epochs_and_no_fewer_than_a_head(
     base: Base, larger_task: TaskData, fit: Any
 ) -> None:
     assert larger_task.test is not None
-    result = fit(larger_task, Delta(), epochs=6)
+    result = fit(larger_task, Delta(), epochs=5)
     patch, head_only = (
         evaluate(base, larger_task.test, fitted).accuracy.value for fitted in (result.patch, result.head_only)
     )
@@ -212,7 +212,7 @@ def test_delta_reads_nine_of_ten_new_digits_after_six_epochs_and_no_fewer_than_a
 
 @pytest.mark.parametrize("start", ["plain", "identity"])
 def test_the_published_starts_learn_too(larger_task: TaskData, fit: Any, start: Any) -> None:
-    result = fit(larger_task, Delta(start=start), epochs=6)
+    result = fit(larger_task, Delta(start=start), epochs=5)
     assert result.patch.info.figures["validation/accuracy"] >= 0.9
 
 
@@ -223,8 +223,9 @@ def test_a_fit_never_ends_worse_on_validation_images_than_the_head_it_starts_fro
     result = fit(task, epochs=3, learning_rate=learning_rate)
     key = "validation/accuracy"
     assert result.patch.info.figures[key] >= result.head_only.info.figures[key]
-    assert result.best_epoch == 0 or result.history[result.best_epoch - 1].validation_accuracy == (
-        result.patch.info.figures[key]
+    assert (
+        result.best_epoch == 0
+        or result.history[result.best_epoch - 1].validation_accuracy == (result.patch.info.figures[key])
     )
 
 
