@@ -6,15 +6,15 @@ the model through what was found. All results are plain values: they are stored 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from .classifier import HeadSite, find_head
 from .errors import AnatomyError
 from .flow import BlockFlow
 from .trace import ModuleCall, Trace, record
-from .trees import tensors_in
 
 Layout = Literal["NCHW", "NHWC", "NLC"]
 
@@ -82,22 +82,6 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class HeadSite:
-    """The base's classifier: the last layer with weights.
-
-    Attributes:
-        path: the module whose input are the features; None where the base has no classifier and its output
-        is.
-        features: how many features an image has once they are pooled.
-        layout: how the features come: NC is one vector an image, the others are pooled over their positions.
-    """
-
-    path: str | None
-    features: int
-    layout: Literal["NC", "NCHW", "NLC"]
-
-
-@dataclass(frozen=True)
 class Anatomy:
     """The places of a base that a patch can touch. Stages stand in the order in which they run."""
 
@@ -146,10 +130,7 @@ def read_anatomy(root: nn.Module, example: Tensor) -> Anatomy:
         ) from error
     batch = len(example)
     stages = _find_stages(trace, batch, leaves=False) or _find_stages(trace, batch, leaves=True)
-    return Anatomy(stages=stages, head=_find_head(trace, output, _end_of(trace, stages)))
-
-
-# --- stages -----------------------------------------------------------------------------------------------
+    return Anatomy(stages=stages, head=find_head(trace, output, _end_of(trace, stages)))
 
 
 @dataclass(frozen=True)
@@ -325,63 +306,10 @@ def _layout(trace: Trace, flow: BlockFlow) -> Layout:
     return "NCHW"
 
 
-# --- classifier -------------------------------------------------------------------------------------------
-
-
-_NORMALISATIONS = frozenset({"batch_norm", "group_norm", "layer_norm", "rms_norm"})
-
-
 def _end_of(trace: Trace, stages: tuple[Stage, ...]) -> int:
     """How many operations had run when the last stage was through."""
     paths = {sub_block.path for stage in stages for sub_block in stage.sub_blocks}
     return max((call.end for call in trace.calls if call.path in paths), default=0)
-
-
-def _find_head(trace: Trace, output: Any, after: int) -> HeadSite:
-    """The leaf module that ran the last weighted operation after the stages; else the output itself."""
-    outputs = tensors_in(output)
-    if not outputs:
-        raise AnatomyError("the model returned no tensor, so there is nothing to put a head on")
-    # timm's models say so themselves where they end in features and not in logits.
-    has_classifier = getattr(trace.calls[0].module, "num_classes", None) != 0
-    if has_classifier and len(outputs) == 1 and outputs[0].ndim == 2:
-        call = _classifier_call(trace, trace.outputs[0], outputs[0].shape[1], after)
-        if call is not None:
-            weight = next(p for p in call.module.parameters() if p.ndim >= 2)
-            dimensions = len(trace.shapes[call.inputs[0]])
-            layout = "NC" if dimensions == 2 else "NCHW" if weight.ndim == 4 else "NLC"
-            return HeadSite(call.path, weight.shape[1], layout)
-    last = outputs[-1]
-    layout: Any = {2: "NC", 3: "NLC", 4: "NCHW"}.get(last.ndim)
-    if layout is None:
-        raise AnatomyError(
-            f"the model's output has shape {tuple(last.shape)}; a head needs 2, 3 or 4 dimensions"
-        )
-    return HeadSite(None, last.shape[1] if layout == "NCHW" else last.shape[-1], layout)
-
-
-def _classifier_call(trace: Trace, logits: int, classes: int, after: int) -> ModuleCall | None:
-    """Walks back from the logits over unweighted operations to the first leaf that gives one output a
-    class.
-    """
-    pending, seen, found = [logits], set[int](), list[int]()
-    while pending:
-        value = pending.pop()
-        if value in seen or value not in trace.producer:
-            continue
-        seen.add(value)
-        operation = trace.operations[trace.producer[value]]
-        if operation.is_weighted:
-            found.append(operation.owner)
-        elif operation.name not in _NORMALISATIONS:
-            pending.extend(operation.inputs)
-    for owner in sorted(index for index in found if index >= 0):
-        call = trace.calls[owner]
-        weight = next((p for p in call.module.parameters() if p.ndim >= 2), None)
-        is_leaf = isinstance(call.module, (nn.Linear, nn.Conv2d)) and bool(call.inputs) and bool(call.path)
-        if is_leaf and call.start >= after and weight is not None and weight.shape[0] == classes:
-            return call
-    return None
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from .anatomy import HeadSite
 from .base import Base
+from .classifier import HeadSite
 from .errors import DeltapatchError, PatchFileError, WrongBaseError
 from .file import read_patch_file, write_patch_file
 from .info import BaseReference, HeadReference, MethodReference, PatchInfo

@@ -3,6 +3,7 @@ did.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Base
-from .errors import DeltapatchError
+from .errors import DeltapatchError, DeltapatchWarning
 from .file import check_patch_name
 from .patch import Patch
 from .touching import Touch, touched
@@ -71,6 +72,8 @@ class PatchedModel(nn.Module):
     def add_patch(self, name: str, patch: Patch) -> None:
         """Makes a patch available under a name. It is added whole or not at all.
 
+        Warns if the patch was fitted on images that were prepared in another way than this base expects.
+
         Raises:
             WrongBaseError: the patch belongs to another base.
             DeltapatchError: the name is taken or not allowed.
@@ -81,6 +84,13 @@ class PatchedModel(nn.Module):
                 f"there is a patch named '{name}' already; delete it first or choose another name"
             )
         patch.check_base(self.base)
+        if patch.info.preprocessing != self.base.preprocessing:
+            warnings.warn(
+                f"patch '{name}' was fitted on images prepared as {patch.info.preprocessing}, but the base was"
+                f" loaded with {self.base.preprocessing}; prepare its images as `patch.info.preprocessing` says",
+                DeltapatchWarning,
+                stacklevel=2,
+            )
         for path in patch.touches():
             self.base.submodule(path)
         patch.to(self.base.device)

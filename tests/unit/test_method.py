@@ -10,7 +10,8 @@ from toys import toy_base
 
 import deltapatch.method
 from deltapatch import methods
-from deltapatch.anatomy import Anatomy, HeadSite
+from deltapatch.anatomy import Anatomy
+from deltapatch.classifier import HeadSite
 from deltapatch.errors import DeltapatchError
 from deltapatch.method import Method, make_method, register_method, registered_methods
 from deltapatch.methods.delta import Delta

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from toys import Unit, copied_state, disturb, same_state, toy_base
 
-from deltapatch.anatomy import HeadSite
 from deltapatch.base import Base
+from deltapatch.classifier import HeadSite
 from deltapatch.errors import AnatomyError, DeltapatchError, PatchFileError, WrongBaseError
 from deltapatch.file import read_patch_file, write_patch_file
 from deltapatch.info import PatchInfo

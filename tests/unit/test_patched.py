@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from toys import disturb, same_state, toy_base
 
 from deltapatch.base import Base
-from deltapatch.errors import DeltapatchError, PatchFileError, WrongBaseError
+from deltapatch.errors import DeltapatchError, DeltapatchWarning, PatchFileError, WrongBaseError
 from deltapatch.loading import load_base
 from deltapatch.methods.delta import Delta
 from deltapatch.methods.head import Head
@@ -213,3 +213,11 @@ def test_a_loaded_patch_is_added_under_its_name(model: PatchedModel, tmp_path: o
     with torch.no_grad():
         answer = model(model.base.example(), patch="again")
     assert torch.equal(answer, _answers(model)["birds"])
+
+
+def test_a_patch_for_images_prepared_in_another_way_is_added_with_a_warning(base: Base) -> None:
+    patch = Head().build(base, CLASSES)
+    other = base.preprocessing.model_copy(update={"crop_pct": 0.5})
+    patch.info = patch.info.model_copy(update={"preprocessing": other})
+    with pytest.warns(DeltapatchWarning, match=r"crop_pct=0\.5"):
+        PatchedModel(base).add_patch("other", patch)

@@ -72,10 +72,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{type(error).__name__}: {str(error) or 'no message'} (run again with --debug to see where)",
             debug,
         )
+    else:
+        if code:
+            sys.exit(code)
 
 
 def _fail(message: str, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    lines = (line.strip() for line in message.splitlines())
+    print(f"error: {' '.join(line for line in lines if line)}", file=sys.stderr)
     sys.exit(EXIT_ERROR)

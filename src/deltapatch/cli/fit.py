@@ -93,8 +93,8 @@ def command(
     except ValidationError as error:
         first = error.errors()[0]
         # What `FitConfig` itself refuses has no location: its message names the field.
-        option = "".join(f"--{field}: ".replace("_", "-") for field in first["loc"][:1])
-        raise DeltapatchError(option + first["msg"].removeprefix("Value error, ")) from error
+        place = "".join(f"--{field}: ".replace("_", "-") for field in first["loc"][:1])
+        raise DeltapatchError(place + first["msg"].removeprefix("Value error, ")) from error
     chosen = open_method(method, option or [], modules)
     _check_target(out)
     opened = open_base(base, weights, classes, size, mean, std, device)

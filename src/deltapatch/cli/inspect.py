@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    import torch
 
 EXAMPLE = "deltapatch inspect birds.safetensors"
 
@@ -21,7 +24,7 @@ def command(
     digest = file_digest(patch)
     if as_json:
         entries = {
-            name: {"dtype": t.dtype, "shape": list(t.shape), "bytes": t.bytes}
+            name: {"dtype": _type(t.dtype), "shape": list(t.shape), "bytes": t.bytes}
             for name, t in header.tensors.items()
         }
         document = {
@@ -67,4 +70,8 @@ def command(
         typer.echo(f"  {label:<40} {value}")
     if tensors:
         for label, entry in header.tensors.items():
-            typer.echo(f"  {label:<60} {entry.dtype:<5} {tuple(entry.shape)}")
+            typer.echo(f"  {label:<60} {_type(entry.dtype):<8} {tuple(entry.shape)}")
+
+
+def _type(dtype: "torch.dtype") -> str:
+    return str(dtype).removeprefix("torch.")

@@ -42,9 +42,15 @@ def test_an_example_is_a_call_of_its_own_command(name: str) -> None:
     ("arguments", "message"),
     [
         (["fitt"], "No such command 'fitt'. Did you mean 'fit'? (see deltapatch -h)"),
-        (["inspect", "a.safetensors", "--nonsense"], "No such option: --nonsense (see deltapatch inspect -h)"),
+        (
+            ["inspect", "a.safetensors", "--nonsense"],
+            "No such option: --nonsense (see deltapatch inspect -h)",
+        ),
         (["inspect"], "Missing argument 'patch' (see deltapatch inspect -h)"),
-        (["fit", "photos", "--base", "demo", "--out", "a.safetensors", "--epochs", "many"], "Invalid value for '--epochs'"),
+        (
+            ["fit", "photos", "--base", "demo", "--out", "a.safetensors", "--epochs", "many"],
+            "Invalid value for '--epochs'",
+        ),
         (["predict", "photos", "--patch", "a.safetensors", "--top-k", "0"], "Invalid value for '--top-k'"),
     ],
 )
@@ -64,7 +70,7 @@ def _raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (DeltapatchError("two\nlines\tand a  tab"), "two lines and a tab"),
+        (DeltapatchError("my  photos:\n\n  nothing here\n"), "my  photos: nothing here"),
         (KeyError("fc"), "KeyError: 'fc' (run again with --debug to see where)"),
         (RuntimeError("first\nsecond"), "RuntimeError: first second (run again with --debug to see where)"),
         (AssertionError(), "AssertionError: no message (run again with --debug to see where)"),
