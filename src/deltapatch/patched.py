@@ -86,8 +86,8 @@ class PatchedModel(nn.Module):
         patch.check_base(self.base)
         if patch.info.preprocessing != self.base.preprocessing:
             warnings.warn(
-                f"patch '{name}' was fitted on images prepared as {patch.info.preprocessing}, but the base was"
-                f" loaded with {self.base.preprocessing}; prepare its images as `patch.info.preprocessing` says",
+                f"patch '{name}' was fitted on images prepared as {patch.info.preprocessing}, but the base"
+                f" expects {self.base.preprocessing}; prepare its images as `patch.info.preprocessing` says",
                 DeltapatchWarning,
                 stacklevel=2,
             )

@@ -13,7 +13,7 @@ from deltapatch.cli import main
 
 Run = Callable[..., "Ran"]
 
-# A base in a Python file: `same` is the demo's, `other` differs from it in a single number.
+# Bases in a Python file: `same` is the demo's, `other` differs from it in one number, `flat` has no stage.
 BASE_FILE = """
 import torch
 from deltapatch.demo.base import build_demo_model
@@ -26,6 +26,10 @@ def other():
     with torch.no_grad():
         model.fc.bias[0] += 1e-3
     return model
+
+def flat():
+    nn = torch.nn
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
 
 def module():
     return "not a module"

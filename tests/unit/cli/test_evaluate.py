@@ -81,12 +81,13 @@ def test_a_class_that_the_patch_does_not_know_is_refused_by_name(
     assert "the class 'seven', which this patch does not know; its classes are one, two, zero" in error
 
 
-def test_unreadable_images_are_counted(evaluate: Any, run: Any, tree: Path, tmp_path: Path) -> None:
+def test_unreadable_images_are_counted_and_count_in_no_figure(
+    run: Any, tree: Path, patch_file: Path, tmp_path: Path
+) -> None:
     data = shutil.copytree(tree, tmp_path / "digits")
     write_bad_image(data / "test" / "two" / "bad.png")
-    assert evaluate(data)["images"] == 30
-    patch_file = next(iter(tmp_path.glob("*.safetensors")), None)
-    assert patch_file is None
+    ran = run("evaluate", data, "--patch", patch_file, "--device", "cpu")
+    assert ran.out.startswith("test: 30 images, 1 could not be read\n")
 
 
 def test_a_split_that_is_not_there_or_has_no_such_name_is_one_line(

@@ -40,7 +40,8 @@ def test_tensors_are_listed_on_demand(run: Any, patch_file: Path) -> None:
     assert name not in run("inspect", patch_file).out
     listed = run("inspect", patch_file, "--tensors").out
     assert all(tensor in listed for tensor in Patch.load(patch_file).state_dict())
-    assert "(3, 32)" in next(line for line in listed.splitlines() if name in line)
+    line = next(line for line in listed.splitlines() if name in line)
+    assert line.split() == [name, "float32", "(3,", "32)"]
 
 
 def test_json_parses_and_is_the_description_of_the_file(run: Any, patch_file: Path) -> None:

@@ -43,8 +43,8 @@ def test_an_example_is_a_call_of_its_own_command(name: str) -> None:
     [
         (["fitt"], "No such command 'fitt'. Did you mean 'fit'? (see deltapatch -h)"),
         (
-            ["inspect", "a.safetensors", "--nonsense"],
-            "No such option: --nonsense (see deltapatch inspect -h)",
+            ["inspect", "a.safetensors", "--zzz"],
+            "No such option: --zzz (see deltapatch inspect -h)",
         ),
         (["inspect"], "Missing argument 'patch' (see deltapatch inspect -h)"),
         (
