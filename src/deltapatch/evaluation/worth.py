@@ -53,9 +53,13 @@ class Worth:
 
 def measure(base: Base, task: TaskData, result: FitResult, workers: int = 0) -> Worth | None:
     """Evaluates a fit on the test images, else on the validation images; None if there are neither."""
-    images, split = (task.test, "test") if task.test is not None else (task.val, "validation")
-    if images is None or not len(images):
+    splits = {"test": task.test, "validation": task.val}
+    found = next(
+        ((name, images) for name, images in splits.items() if images is not None and len(images)), None
+    )
+    if found is None:
         return None
+    split, images = found
     answers = answer(base, images, result.patch, workers=workers)
     return Worth(
         split=split,

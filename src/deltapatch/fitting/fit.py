@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
 
 from ..base import Base
 from ..data import BadImage, TaskData, evaluation_transform, load_batches, open_data, training_transform
-from ..errors import DataError, DeltapatchError
+from ..errors import DataError
 from ..info import FittedOn
 from ..method import Method, make_method
 from ..patch import Patch
 from ..split import Split, split_before
+from .acceleration import make_accelerator
 from .answering import HeadModel, TailModel, WholeModel
 from .checkpoint import Checkpoint
 from .config import FitConfig
@@ -122,12 +122,7 @@ def fit_task(
         raise DataError(f"{task.name} has no training images")
     with FitWatch(enabled=progress, epochs=config.epochs) as watch, _random_state_kept():
         folder = Path(checkpoint).parent if checkpoint is not None else Path()
-        _check_trackers(track)
-        accelerator = Accelerator(
-            cpu=base.device.type == "cpu", log_with=list(track) or None, project_dir=str(folder)
-        )
-        if track:
-            accelerator.init_trackers("deltapatch", config=_flat(method, config))
+        accelerator = make_accelerator(base, method, config, track, folder)
         job = _Job(base, task, method, config, accelerator, watch)
         surveys = job.survey()
         head_only = job.fit_head(surveys)
@@ -336,25 +331,6 @@ class _Job:
             seconds=seconds,
         )
         patch.info = patch.info.model_copy(update={"fitted_on": fitted_on, "figures": figures})
-
-
-def _check_trackers(names: Sequence[str]) -> None:
-    """Accelerate would go on without a tracker that is not installed."""
-    installed = [str(tracker) for tracker in get_available_trackers()]
-    missing = next((name for name in names if name not in installed), None)
-    if missing is not None:
-        raise DeltapatchError(
-            f"the tracker '{missing}' is not installed; install it, or track with one of those that are:"
-            f" {', '.join(installed) or 'none'}"
-        )
-
-
-def _flat(method: Method, config: FitConfig) -> dict[str, Any]:
-    values = {"method": method.name, **method.configuration(), **asdict(config)}
-    return {
-        key: value if isinstance(value, (int, float, str, bool)) else str(value)
-        for key, value in values.items()
-    }
 
 
 def _random_state_kept() -> AbstractContextManager[Any]:

@@ -1,18 +1,9 @@
-"""The progress bar and the trackers: what a person sees of a fit."""
-
-import importlib.util
-from pathlib import Path
+"""The progress bar: what a person sees of a fit."""
 
 import pytest
 
-import deltapatch
-from deltapatch.base import Base
-from deltapatch.data import TaskData
-from deltapatch.errors import DeltapatchError
-from deltapatch.fitting.config import FitConfig
 from deltapatch.fitting.history import Epoch
 from deltapatch.fitting.watching import FitWatch
-from deltapatch.methods.delta import Delta
 
 
 def _watch(enabled: bool) -> None:
@@ -39,26 +30,3 @@ def test_the_bar_stands_on_standard_error_and_says_loss_accuracy_and_validation(
 def test_a_bar_that_is_switched_off_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     _watch(enabled=False)
     assert capsys.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("tracker", ["tensorboard", "no-such-tracker"])
-def test_a_tracker_that_is_not_installed_is_an_error_before_the_fit(
-    base: Base, task: TaskData, monkeypatch: pytest.MonkeyPatch, tracker: str
-) -> None:
-    monkeypatch.setattr("deltapatch.fitting.fit.get_available_trackers", lambda: ["mlflow"])
-    with pytest.raises(DeltapatchError, match=f"the tracker '{tracker}' is not installed.*mlflow"):
-        deltapatch.fit(base, task, progress=False, track=[tracker])
-
-
-@pytest.mark.skipif(
-    not any(map(importlib.util.find_spec, ("tensorboard", "tensorboardX"))), reason="needs tensorboard"
-)
-def test_tensorboard_gets_a_file_of_events(base: Base, task: TaskData, tmp_path: Path) -> None:
-    options = FitConfig(epochs=2)
-    checkpoint = tmp_path / "fit.checkpoint"
-    deltapatch.fit(
-        base, task, Delta(modules=1), options, checkpoint=checkpoint, progress=False, track=["tensorboard"]
-    )
-    events = b"".join(path.read_bytes() for path in tmp_path.rglob("events.out.tfevents.*"))
-    for figure in (b"training_loss", b"validation_accuracy", b"learning_rate"):
-        assert figure in events
