@@ -87,8 +87,9 @@ def _own_module() -> nn.Module:
 
 
 @pytest.mark.parametrize("end", ["finished", "interrupted", "failed"])
+@pytest.mark.parametrize("keep_megabytes", [0, 100], ids=["trunk anew", "trunk kept"])
 def test_the_callers_module_keeps_its_modes_gradient_flags_and_values(
-    task: TaskData, fit: Any, at_step: Any, end: str
+    task: TaskData, fit: Any, at_step: Any, end: str, keep_megabytes: int
 ) -> None:
     module = _own_module()
     values, modes = copied_state(module), [part.training for part in module.modules()]
@@ -102,9 +103,9 @@ def test_the_callers_module_keeps_its_modes_gradient_flags_and_values(
     on = load_base(module, size=32, mean=PREPROCESSING.mean, std=PREPROCESSING.std)
     if end == "failed":
         with pytest.raises(ZeroDivisionError):
-            fit(task, on=on)
+            fit(task, on=on, keep_megabytes=keep_megabytes)
     else:
-        assert fit(task, on=on).interrupted == (end == "interrupted")
+        assert fit(task, on=on, keep_megabytes=keep_megabytes).interrupted == (end == "interrupted")
     assert same_state(module, values)
     assert [part.training for part in module.modules()] == modes
     assert [parameter.requires_grad for parameter in module.parameters()] == flags

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from deltapatch.fitting.config import FitConfig
 from deltapatch.fitting.examples import StoredExamples
@@ -89,6 +90,18 @@ def test_the_starting_point_is_kept_where_training_only_makes_validation_worse()
     assert outcome.score.accuracy == 1
     assert model.layer.bias.tolist() == [0, 1]
     assert not model.layer.weight.any()
+
+
+def test_the_best_epoch_is_kept_where_training_goes_on_past_it() -> None:
+    """Training wants class 0 for sure; three of four validation images want it, so their loss has a minimum."""
+    model, validation = Linear(0, 0), _examples(0, 0, 0, 1)
+    outcome = _train(model, _examples(0, 0), validation, epochs=40, learning_rate=0.3, patience=None)
+    losses = [epoch.validation_loss for epoch in outcome.history]
+    assert 1 < outcome.best < 40
+    assert losses[outcome.best - 1] == min(losses)
+    with torch.no_grad():
+        kept = cross_entropy(model(validation.inputs), validation.labels)
+    assert float(kept) == pytest.approx(min(losses), rel=1e-6)
 
 
 @pytest.mark.parametrize("patience", [1, 3])
