@@ -105,7 +105,9 @@ def make_method(name: str, configuration: Mapping[str, Any] | None = None) -> Me
         return TypeAdapter(cls).validate_python(dict(configuration or {}))
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "options"
+        field = ".".join(str(part) for part in first["loc"])
+        if not field:
+            raise DeltapatchError(f"method '{name}': {first['msg'].removeprefix('Value error, ')}") from error
         raise DeltapatchError(f"method '{name}': {field}: {first['msg']} (was {first['input']!r})") from error
 
 

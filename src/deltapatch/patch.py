@@ -192,6 +192,8 @@ class Patch(nn.Module):
             return cls.load(path)
         if path.is_dir():
             return cls.load(path / FILE_NAME)
+        if path.suffix == ".safetensors":
+            raise PatchFileError(f"{path}: there is no such patch file")
         from huggingface_hub import hf_hub_download
 
         try:

@@ -106,3 +106,10 @@ def test_the_callers_random_numbers_go_on_after_a_seeded_build() -> None:
     torch.manual_seed(5)
     Delta().build(base, ("a",), seed=1)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_value_that_the_method_refuses_is_explained_in_its_own_words() -> None:
+    with pytest.raises(
+        DeltapatchError, match=r"^method 'delta': modules must be 1 or more stages or 'all', not 0$"
+    ):
+        make_method("delta", {"modules": 0})

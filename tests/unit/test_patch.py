@@ -255,3 +255,8 @@ def test_a_name_that_is_nowhere_says_where_it_was_looked_for() -> None:
         PatchFileError, match=r"'nobody/nothing' is no file or folder here, and patch\.safetensors"
     ):
         Patch.from_pretrained("nobody/nothing", local_files_only=True)
+
+
+def test_a_mistyped_file_is_told_without_asking_a_hub(tmp_path: Path) -> None:
+    with pytest.raises(PatchFileError, match=r"brids\.safetensors: there is no such patch file"):
+        Patch.from_pretrained(tmp_path / "brids.safetensors")

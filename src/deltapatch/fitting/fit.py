@@ -304,6 +304,7 @@ class _Job:
         parts = [
             self.base.fingerprint,
             self.task.provenance.digest,
+            [0 if images is None else len(images) for images in (self.task.train, self.task.val)],
             self.task.classes,
             self.method.name,
             self.method.configuration(),

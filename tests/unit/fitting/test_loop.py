@@ -93,7 +93,7 @@ def test_the_starting_point_is_kept_where_training_only_makes_validation_worse()
 
 
 def test_the_best_epoch_is_kept_where_training_goes_on_past_it() -> None:
-    """Training wants class 0 for sure; three of four validation images want it, so their loss has a minimum."""
+    """Training wants class 0 for sure; three of four validation images do: their loss has a minimum."""
     model, validation = Linear(0, 0), _examples(0, 0, 0, 1)
     outcome = _train(model, _examples(0, 0), validation, epochs=40, learning_rate=0.3, patience=None)
     losses = [epoch.validation_loss for epoch in outcome.history]
