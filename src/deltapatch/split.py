@@ -16,7 +16,7 @@ from .patch import Patch
 from .patched import touches_of
 from .touching import Touch, touched
 from .trace import ModuleCall, Trace, record
-from .trees import tensors_in
+from .trees import exchange_tensors, tensors_in
 
 
 class _Reached(Exception):
@@ -63,7 +63,7 @@ class Split:
         inner = touches.get(module)
 
         def begin(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            args, kwargs = _exchanged((args, kwargs), iter(activations))
+            args, kwargs = exchange_tensors((args, kwargs), iter(activations))
             return forward(*args, **kwargs) if inner is None else inner(forward, *args, **kwargs)
 
         images = len(activations[0])
@@ -154,7 +154,7 @@ def _templates(base: Base, modules: list[nn.Module], example: Tensor) -> dict[nn
                 t.new_zeros(()).expand(1 if len(t) == len(example) else len(t), *t.shape[1:])
                 for t in tensors_in(output)
             )
-            templates[module] = _exchanged(output, empty)
+            templates[module] = exchange_tensors(output, empty)
             return output
 
         return touch
@@ -166,24 +166,6 @@ def _templates(base: Base, modules: list[nn.Module], example: Tensor) -> dict[nn
 
 def _placeholder_touch(template: Any, images: int) -> Touch:
     def touch(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return _exchanged(template, (t.expand(images, *t.shape[1:]) for t in tensors_in(template)))
+        return exchange_tensors(template, (t.expand(images, *t.shape[1:]) for t in tensors_in(template)))
 
     return touch
-
-
-def _exchanged(tree: Any, tensors: Iterable[Tensor]) -> Any:
-    """The same structure with its tensors exchanged in order."""
-    supply = iter(tensors)
-
-    def rebuilt(node: Any) -> Any:
-        if isinstance(node, Tensor):
-            return next(supply)
-        if isinstance(node, Mapping):
-            return {key: rebuilt(item) for key, item in node.items()}
-        if isinstance(node, tuple) and hasattr(node, "_fields"):
-            return type(node)(*(rebuilt(item) for item in node))
-        if isinstance(node, (tuple, list)):
-            return type(node)(rebuilt(item) for item in node)
-        return node
-
-    return rebuilt(tree)

@@ -1,6 +1,6 @@
 """Tensors inside the nested tuples, lists and dicts that modules take and return."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -17,15 +17,13 @@ def tensors_in(tree: Any) -> list[Tensor]:
     return []
 
 
-def replace_tensor(tree: Any, position: int, tensor: Tensor) -> Any:
-    """The same structure with the tensor at ``position`` (counted as in `tensors_in`) exchanged."""
-    remaining = position
+def exchange_tensors(tree: Any, tensors: Iterable[Tensor]) -> Any:
+    """The same structure with its tensors exchanged for others, in the order of `tensors_in`."""
+    supply = iter(tensors)
 
     def rebuilt(node: Any) -> Any:
-        nonlocal remaining
         if isinstance(node, Tensor):
-            remaining -= 1
-            return tensor if remaining == -1 else node
+            return next(supply)
         if isinstance(node, Mapping):
             items = {key: rebuilt(item) for key, item in node.items()}
             return items if type(node) is dict else type(node)(items)  # pyright: ignore[reportCallIssue]
@@ -36,3 +34,9 @@ def replace_tensor(tree: Any, position: int, tensor: Tensor) -> Any:
         return node
 
     return rebuilt(tree)
+
+
+def replace_tensor(tree: Any, position: int, tensor: Tensor) -> Any:
+    """The same structure with the tensor at ``position`` (counted as in `tensors_in`) exchanged."""
+    tensors = tensors_in(tree)
+    return exchange_tensors(tree, [*tensors[:position], tensor, *tensors[position + 1 :]])
