@@ -94,10 +94,11 @@ def fit(
         >>> patch = deltapatch.fit(base, "photos/")
         >>> patch.save("photos.safetensors")
     """
-    task = data if isinstance(data, TaskData) else None
     config = config or FitConfig()
-    if task is None:
-        task = open_data(data, validation=config.validation, seed=config.seed)  # pyright: ignore[reportArgumentType]
+    if isinstance(data, TaskData):
+        task = data
+    else:
+        task = open_data(data, validation=config.validation, seed=config.seed)
     return fit_task(
         base, task, method, config, checkpoint=checkpoint, resume=resume, progress=progress, track=track
     ).patch
