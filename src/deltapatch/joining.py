@@ -87,8 +87,10 @@ class _TakeOver(TorchFunctionMode):
         if self.seen != self.addition + 1:
             return func(*args, **(kwargs or {}))
         joined = self.rule(AddedJunction(args[1 - self.shortcut], args[self.shortcut], self.shortcut == 0))
-        # In place for the caller who wrote `y.add_(x)` and goes on with y.
-        return args[0].copy_(joined) if func is torch.Tensor.add_ else joined
+        # In place for the caller who wrote `y.add_(x)` and goes on with y; one who wrote `y += x` goes on
+        # with what is returned, which may have more rows.
+        in_place = func is torch.Tensor.add_ and joined.shape == args[0].shape
+        return args[0].copy_(joined) if in_place else joined
 
 
 def run_sub_block(

@@ -12,6 +12,7 @@ from torch import nn
 
 from .anatomy import Anatomy
 from .errors import DeltapatchError
+from .joint import Rows
 from .touching import Touch
 
 if TYPE_CHECKING:
@@ -47,6 +48,19 @@ class Method(ABC):
         """Module name -> what it computes while the patch is active. Made anew for each call, so it may
         keep state.
         """
+
+    def joint_part(self, site: Any, parts: Sequence[nn.Module], rows: Rows) -> Any:
+        """What `touches` is given in place of a part when many patches answer at once, each for its own rows.
+
+        Its touches get and return batches whose rows are laid out as ``rows`` says. None, the default, means
+        that patches of this method run one after the other.
+
+        Args:
+            site: the site that all of them touch.
+            parts: each patch's part for it, in eval mode.
+            rows: whose the rows are.
+        """
+        return None
 
     def build(self, base: "Base", classes: Sequence[str] = (), seed: int | None = None) -> "Patch":
         """A new, unfitted patch of this method for a base; without ``classes`` it has no head.

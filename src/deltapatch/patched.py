@@ -4,22 +4,22 @@ did.
 
 import os
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import deepcopy
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, cast
 
-import torch
 from torch import Tensor, nn
 
+from .acting import touches_of
 from .base import Base
 from .errors import DeltapatchError, DeltapatchWarning
 from .file import check_patch_name
+from .many import JointAnswers
 from .patch import Patch
-from .touching import Touch, touched
-from .trees import tensors_in
+from .touching import touched
 
 
 class _Selected:
@@ -30,6 +30,8 @@ class _Selected:
 
 
 SELECTED: Final = _Selected()
+
+PatchChoice = str | _Selected | None
 
 # Which patch the innermost `active` of each model names, in this thread or task.
 _selections: ContextVar[Mapping[nn.Module, str | None]] = ContextVar(
@@ -59,6 +61,7 @@ class PatchedModel(nn.Module):
         self.base_module = base.module
         self._patches: dict[str, Patch] = {}
         self._default: str | None = None
+        self._joint = JointAnswers(base)
         self.eval()
 
     # --- the set of patches
@@ -125,20 +128,58 @@ class PatchedModel(nn.Module):
     # --- running
     # ----------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, patch: str | _Selected | None = SELECTED) -> Any:
-        """The answer of the named patch, or of the base.
+    def forward(self, x: Tensor, patch: "PatchChoice | Sequence[str | None]" = SELECTED) -> Any:
+        """The answer of the named patch, or of the base; or of one patch for each image.
 
         Args:
             x: a batch of preprocessed images of shape (N, C, H, W).
             patch: a name; None for the base; left out, the patch selected by `active` or `set_patch`, else
             the base.
+                A list names one for each image: the trunk runs once for all, and no gradient flows.
 
         Returns:
-            With a patch, its logits of shape (N, its number of classes); else whatever the base returns.
+            With a patch, its logits of shape (N, its number of classes); without, whatever the base
+            returns. For a list, a list with one image's answer in each place, of shape (number of
+            classes,); where it says None, the base's, bit for bit as it answers the whole batch.
+
+        Raises:
+            DeltapatchError: there is no patch of that name, or the list has another length than the batch.
         """
-        name = self._selected() if isinstance(patch, _Selected) else patch
+        if isinstance(patch, (list, tuple)):
+            return self._rows(x, patch)
+        name = self._selected() if isinstance(patch, _Selected) else cast(str | None, patch)
         with self._running(name, hold_mode=False):
             return self.base_module(x)
+
+    def all(self, x: Tensor, patches: Iterable[str | None] | None = None) -> dict[str | None, Any]:
+        """The answers of many patches for the same images, for little more than one costs.
+
+        The base runs once as far as any patch follows it; from there on, patches of one method and
+        configuration run as one batch. No gradient flows.
+
+        Args:
+            x: a batch of preprocessed images of shape (N, C, H, W).
+            patches: names; None among them is the base. Left out, all patches.
+
+        Returns:
+            name -> logits of shape (N, its number of classes), the same as ``model(x, patch=name)`` but for
+            rounding, in the order of ``patches``.
+
+        Example:
+            >>> answers = model.all(x, ["birds", "planes"])
+            >>> answers["planes"].argmax(1)
+        """
+        names = list(self._patches) if patches is None else list(patches)
+        return self._joint.all(x, {name: None if name is None else self._patch(name) for name in names})
+
+    def _rows(self, x: Tensor, names: Sequence[str | None]) -> list[Any]:
+        if len(names) != len(x):
+            raise DeltapatchError(
+                f"the list names {len(names)} patches, but the batch has {len(x)} images; name one for"
+                " each image"
+            )
+        chosen = {name: None if name is None else self._patch(name) for name in names}
+        return self._joint.rows(x, [chosen[name] for name in names])
 
     @contextmanager
     def active(self, name: str | None) -> Generator["PatchedModel"]:
@@ -197,32 +238,3 @@ class PatchedModel(nn.Module):
         copied._patches = deepcopy(self._patches, memo)
         copied._default = self._default
         return copied.train(self.training)
-
-
-def touches_of(base: Base, patch: Patch) -> dict[nn.Module, Touch]:
-    """What the base's modules compute while the patch is active, for one use in one thread."""
-    touches = {base.submodule(path): touch for path, touch in patch.touches().items()}
-    if patch.head is not None:
-        touches.update(_head_touches(base, patch))
-    return touches
-
-
-def _head_touches(base: Base, patch: Patch) -> dict[nn.Module, Touch]:
-    """The patch's head reads what the base's classifier is given, and its logits are the model's answer."""
-    site = base.anatomy.head
-    features: list[Tensor] = []
-
-    def note_features(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        features.append(tensors_in((args, kwargs))[0])
-        # What follows in the base may need an output of this shape; nobody looks at the numbers.
-        with torch.no_grad():
-            return forward(*args, **kwargs)
-
-    def answer(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        features.clear()
-        output = forward(*args, **kwargs)
-        return patch.logits(tensors_in(output)[-1] if site.path is None else features[0], site)
-
-    if site.path is None:
-        return {base.module: answer}
-    return {base.submodule(site.path): note_features, base.module: answer}

@@ -4,27 +4,25 @@ No graph is rewritten. The tail is the model's own forward in which the modules 
 placeholders of the right shape, and the module at the divergence is handed the stored activations instead.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .acting import touches_of
+from .anatomy import Stage
 from .base import Base
 from .patch import Patch
-from .patched import touches_of
 from .touching import Touch, touched
 from .trace import ModuleCall, Trace, record
 from .trees import exchange_tensors, tensors_in
 
 
 class _Reached(Exception):
-    """Ends a forward pass at the divergence."""
-
-    def __init__(self, given: list[Tensor]) -> None:
-        super().__init__()
-        self.given = given
+    """Ends a forward pass at the last module that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -35,45 +33,118 @@ class Split:
         base: the base.
         divergence: name of the module where the tail begins.
         placeholders: trunk module -> the structure that it returns, as tensors without memory for one image.
+        widest: elements of the largest tensor for one image that a module of the tail returns.
     """
 
     base: Base
     divergence: str
     placeholders: Mapping[nn.Module, Any]
+    widest: int
 
-    @torch.no_grad()
     def trunk(self, images: Tensor) -> list[Tensor]:
         """Runs the trunk; what the divergence is given, one row an image each: tensors of shape (N, ...)."""
-
-        def stop(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            raise _Reached(tensors_in((args, kwargs)))
-
-        with self.base.freezer.frozen():
-            try:
-                with touched({self.base.submodule(self.divergence): stop}, instead_of=self.base.module):
-                    self.base.module(images)
-            except _Reached as reached:
-                return reached.given
-        raise AssertionError("a verified split reaches its divergence")
+        return walk(self.base, images, [self.divergence], to_end=False).given[self.divergence]
 
     def tail(self, activations: list[Tensor], patch: Patch | None = None) -> Any:
         """The model's output from the activations on, with the patch's touches where there is one."""
-        module = self.base.submodule(self.divergence)
         touches = {} if patch is None else touches_of(self.base, patch)
+        return self.run_tail(activations, touches, len(activations[0]))
+
+    def run_tail(self, activations: list[Tensor], touches: Mapping[nn.Module, Touch], rows: int) -> Any:
+        """The model's output from the activations on, with some modules touched.
+
+        Args:
+            activations: what the divergence is given.
+            touches: of the tail's modules.
+            rows: how many rows the tail has in the end; more than the activations where touches repeat them.
+        """
+        module = self.base.submodule(self.divergence)
         inner = touches.get(module)
 
         def begin(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             args, kwargs = exchange_tensors((args, kwargs), iter(activations))
             return forward(*args, **kwargs) if inner is None else inner(forward, *args, **kwargs)
 
-        images = len(activations[0])
-        for trunk_module, template in self.placeholders.items():
-            touches[trunk_module] = _placeholder_touch(template, images)
-        touches[module] = begin
+        placeholders = {
+            trunk_module: _placeholder_touch(template, rows)
+            for trunk_module, template in self.placeholders.items()
+        }
         size = self.base.preprocessing.input_size
-        nothing = torch.zeros((), device=activations[0].device, dtype=self.base.dtype).expand(images, *size)
-        with self.base.freezer.frozen(), touched(touches, instead_of=self.base.module):
+        nothing = torch.zeros((), device=activations[0].device, dtype=self.base.dtype).expand(rows, *size)
+        running = {**touches, **placeholders, module: begin}
+        with self.base.freezer.frozen(), touched(running, instead_of=self.base.module):
             return self.base.module(nothing)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What one run of the base left behind.
+
+    Attributes:
+        given: module name -> what the module was given, one row an image each: tensors of shape (N, ...).
+        features: what the classifier was given, before pooling; None if the run ended earlier.
+        output: what the base returned; None if the run ended earlier.
+    """
+
+    given: dict[str, list[Tensor]]
+    features: Tensor | None = None
+    output: Any = None
+
+
+@torch.no_grad()
+def walk(base: Base, images: Tensor, paths: Sequence[str], to_end: bool) -> Walk:
+    """Runs the base once, without a patch, and notes what some modules are given.
+
+    Args:
+        base: the base.
+        images: shape (N, C, H, W).
+        paths: modules, each of which runs once.
+        to_end: whether the run goes on to the end after the last of them.
+    """
+    given: dict[str, list[Tensor]] = {}
+    features: list[Tensor] = []
+    if not paths and not to_end:
+        return Walk(given)
+
+    def note(path: str) -> Touch:
+        def touch(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            tensors = tensors_in((args, kwargs))
+            is_last = not to_end and given.keys() | {path} >= set(paths)
+            # What runs on may overwrite what it was given.
+            given[path] = tensors if is_last else [tensor.clone() for tensor in tensors]
+            if is_last:
+                raise _Reached
+            return forward(*args, **kwargs)
+
+        return touch
+
+    def note_features(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        features.append(tensors_in((args, kwargs))[0])
+        return forward(*args, **kwargs)
+
+    touches: dict[nn.Module, Touch] = {base.submodule(path): note(path) for path in paths}
+    site = base.anatomy.head
+    if to_end and site.path is not None and site.path not in paths:
+        touches[base.submodule(site.path)] = note_features
+    try:
+        with base.freezer.frozen(), touched(touches, instead_of=base.module):
+            output = base.module(images)
+    except _Reached:
+        return Walk(given)
+    if site.path is None:
+        return Walk(given, tensors_in(output)[-1], output)
+    return Walk(given, given[site.path][0] if site.path in paths else features[0], output)
+
+
+def divergence_of(base: Base, patch: Patch) -> str | None:
+    """The module where a patch begins to act; None for a patch that touches none of the base's modules."""
+    if not patch.sites:
+        return None
+    first = patch.sites[0]
+    if isinstance(first, Stage):
+        return first.sub_blocks[0].path
+    touched_paths = patch.touches().keys()
+    return next((name for name, _ in base.module.named_modules() if name in touched_paths), None)
 
 
 def split_before(base: Base, divergence: str) -> Split | None:
@@ -101,7 +172,8 @@ def _split_at(base: Base, divergence: str) -> Split | None:
         trunk_modules = _trunk_modules(trace, calls[0])
         if trunk_modules is None:
             return None
-        split = Split(base, divergence, _templates(base, trunk_modules, example))
+        widest = _widest(trace, calls[0]) // len(example)
+        split = Split(base, divergence, _templates(base, trunk_modules, example), widest)
     given = split.trunk(example)
     if (
         not given
@@ -136,6 +208,12 @@ def _trunk_modules(trace: Trace, divergence: ModuleCall) -> list[nn.Module] | No
             before.append(call.module)
     later = [call.module for call in trace.calls[trace.calls.index(divergence) :]]
     return None if _any_in(before, later) else before
+
+
+def _widest(trace: Trace, divergence: ModuleCall) -> int:
+    """Elements of the largest tensor that a module of the tail returns."""
+    later = [call for call in trace.calls if call.start >= divergence.start and call.path]
+    return max(prod(trace.shapes[value]) for call in later for value in call.outputs)
 
 
 def _any_in(modules: Iterable[nn.Module], others: list[nn.Module]) -> bool:

@@ -4,9 +4,9 @@ base.
 
 from torch import Tensor, nn
 
+from ..acting import touches_of
 from ..base import Base
 from ..patch import Patch
-from ..patched import touches_of
 from ..split import Split
 from ..touching import touched
 

@@ -1,7 +1,7 @@
 """Δ-Networks: input-conditioned skip connections between all sub-blocks of a stage (arXiv 2303.14772)."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..anatomy import Anatomy, Layout, Stage, SubBlock
 from ..errors import DeltapatchError
 from ..joining import Junction, run_sub_block, state_in
+from ..joint import Rows
 from ..method import Method, register_method
 from ..touching import Touch
 
@@ -63,8 +64,15 @@ class Delta(Method):
     def part(self, site: Stage) -> nn.Module:
         return StagePart(site, self)
 
-    def touches(self, site: Stage, part: nn.Module) -> Mapping[str, Touch]:
-        run = _StageRun(site, cast(StagePart, part), self.start == "zero-gain")
+    def delta_module(self, stage: Stage) -> nn.Module:
+        """Δ(x): the stage's input -> one number for each skip, of shape (N, skips), before the sigmoid."""
+        return DeltaModule(stage.in_channels, stage.skips, stage.layout, self.norm != "sum")
+
+    def joint_part(self, site: Stage, parts: Sequence[nn.Module], rows: Rows) -> "JointStagePart":
+        return JointStagePart(cast(Sequence[StagePart], parts), site.layout, rows)
+
+    def touches(self, site: Stage, part: "nn.Module | JointStagePart") -> Mapping[str, Touch]:
+        run = _StageRun(site, cast(StagePart | JointStagePart, part), self.start == "zero-gain")
         return {sub_block.path: run.touch(index) for index, sub_block in enumerate(site.sub_blocks)}
 
 
@@ -75,7 +83,7 @@ class StagePart(nn.Module):
 
     def __init__(self, stage: Stage, config: Delta) -> None:
         super().__init__()
-        self.delta = DeltaModule(stage.in_channels, stage.skips, stage.layout, config.norm != "sum")
+        self.delta = config.delta_module(stage)
         self.sum_norms = nn.ModuleList()
         if config.norm != "module":
             self.sum_norms.extend(_norm(stage.channels, stage.layout) for _ in stage.sub_blocks)
@@ -85,7 +93,98 @@ class StagePart(nn.Module):
         if config.start == "identity":
             existing = existing_skips(stage)
             with torch.no_grad():
-                self.delta.fc.bias.copy_(torch.where(existing, _SURE, -_SURE))
+                cast(nn.Linear, self.delta.get_submodule("fc")).bias.copy_(
+                    torch.where(existing, _SURE, -_SURE)
+                )
+
+    def skip_weights(self, x: Tensor) -> Tensor:
+        """a(x) in (0, 1), of shape (N, skips)."""
+        return torch.sigmoid(self.delta(x))
+
+    def summed(self, index: int, weights: Tensor, states: Sequence[Tensor]) -> Tensor:
+        """N_i( Σ_j a_ij f_j ) for sub-block ``index``, with its gain and shift.
+
+        Args:
+            index: of the sub-block, from 0.
+            weights: a_ij, of shape (N, len(states)).
+            states: f_0 ... f_{i-1}.
+        """
+        per_row = (-1, *[1] * (states[0].ndim - 1))
+        total = weights[:, 0].view(per_row) * states[0]
+        for source in range(1, len(states)):
+            total = torch.addcmul(total, weights[:, source].view(per_row), states[source])
+        if not self.sum_norms:
+            return total
+        norm = self.sum_norms[index]
+        return norm(total.to(cast(Tensor, norm.weight).dtype)).to(total.dtype)
+
+    def fold(self, tensor: Tensor) -> Tensor:
+        """The tensor itself: one patch has the rows that the base has."""
+        return tensor
+
+
+class JointStagePart:
+    """The parts of many patches for one stage, each acting on its own rows of the batch; in eval mode."""
+
+    def __init__(self, parts: Sequence[StagePart], layout: Layout, rows: Rows) -> None:
+        self.parts = parts
+        self.layout: Layout = layout
+        self.rows = rows
+
+    def skip_weights(self, x: Tensor) -> Tensor:
+        """Each patch's a(x) for its own rows, of shape (rows, skips)."""
+        return torch.sigmoid(self.rows.each([part.delta for part in self.parts], x))
+
+    def summed(self, index: int, weights: Tensor, states: Sequence[Tensor]) -> Tensor:
+        """As `StagePart.summed`, with each row's own weights, gain and shift.
+
+        In eval mode batch normalisation is a scale and a shift for each channel: the scale goes into the
+        weights, so that the states are read once.
+        """
+        folded = [self.rows.fold(state) for state in states]
+        if not self.parts[0].sum_norms:
+            return self._weighted(weights, folded)
+        norms = [part.sum_norms[index] for part in self.parts]
+        if isinstance(norms[0], nn.LayerNorm):
+            total = self._weighted(weights, folded)
+            plain = nn.functional.layer_norm(total, norms[0].normalized_shape, eps=norms[0].eps)
+            scale, shift = (self._per_channel(norms, name) for name in ("weight", "bias"))
+            return torch.addcmul(shift, plain, scale).to(total.dtype)
+        scale, shift = zip(*(_scale_and_shift(norm) for norm in norms), strict=True)
+        scales = self.rows.spread(torch.stack(scale))
+        joined = self._weighted(weights[:, :, None] * scales[:, None], folded)
+        return joined.add_(self._on_channels(self.rows.spread(torch.stack(shift))).to(joined.dtype))
+
+    def fold(self, tensor: Tensor) -> Tensor:
+        """The tensor with a row for each patch and image."""
+        return self.rows.fold(tensor)
+
+    def _weighted(self, weights: Tensor, states: Sequence[Tensor]) -> Tensor:
+        """Σ_j w_j f_j, with w of shape (rows, states) or (rows, states, channels)."""
+        factors = weights if weights.ndim == 3 else weights[:, :, None]
+        factors = factors.to(states[0].dtype)
+        total = self._on_channels(factors[:, 0]) * states[0]
+        for source in range(1, len(states)):
+            total = total.addcmul_(self._on_channels(factors[:, source]), states[source])
+        return total
+
+    def _per_channel(self, norms: Sequence[nn.Module], name: str) -> Tensor:
+        values = torch.stack([cast(Tensor, getattr(norm, name)) for norm in norms])
+        return self._on_channels(self.rows.spread(values))
+
+    def _on_channels(self, values: Tensor) -> Tensor:
+        """Shape (rows, channels or 1) -> the same with axes for the positions."""
+        if self.layout == "NCHW":
+            return values[:, :, None, None]
+        return values[:, None, None] if self.layout == "NHWC" else values[:, None]
+
+
+def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Batch normalisation in eval mode as y = scale · x + shift, each of shape (channels,)."""
+    batch_norm = cast(nn.BatchNorm2d, norm)
+    mean, variance = cast(Tensor, batch_norm.running_mean), cast(Tensor, batch_norm.running_var)
+    scale = batch_norm.weight * torch.rsqrt(variance + batch_norm.eps)
+    return scale, batch_norm.bias - mean * scale
 
 
 def existing_skips(stage: Stage) -> Tensor:
@@ -151,7 +250,7 @@ def _norm(channels: int, layout: Layout) -> nn.Module:
 class _StageRun:
     """One use of a stage: the skip weights for the images at hand and the states that have been computed."""
 
-    def __init__(self, stage: Stage, part: StagePart, zero_gain: bool) -> None:
+    def __init__(self, stage: Stage, part: StagePart | JointStagePart, zero_gain: bool) -> None:
         self.stage = stage
         self.part = part
         self.zero_gain = zero_gain
@@ -165,7 +264,7 @@ class _StageRun:
         def touched(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             state = state_in(sub_block, args, kwargs)
             if index == 0:
-                self.weights = torch.sigmoid(self.part.delta(state)).to(state.dtype)
+                self.weights = self.part.skip_weights(state).to(state.dtype)
                 self.states = []
             if index > 0 or not self.stage.projects:
                 self.states.append(self._kept(sub_block, state))
@@ -181,17 +280,9 @@ class _StageRun:
     def _joined(self, index: int, junction: Junction) -> Tensor:
         if index == 0 and self.stage.projects:
             self.states.append(cast(Tensor, junction.shortcut))
-        skips = self._sum_of_skips(index)
-        if self.part.sum_norms:
-            norm = self.part.sum_norms[index]
-            skips = norm(skips.to(cast(Tensor, norm.weight).dtype)).to(skips.dtype)
-        return (junction.total if self.zero_gain else junction.residual) + skips
-
-    def _sum_of_skips(self, index: int) -> Tensor:
-        """Σ_{j<i} a_ij f_j for sub-block i = index + 1."""
+        if index == 0:
+            self.states[0] = self.part.fold(self.states[0])
         first = index * (index + 1) // 2
-        shape = (-1, *[1] * (self.states[0].ndim - 1))
-        total = self.weights[:, first].view(shape) * self.states[0]
-        for source in range(1, index + 1):
-            total = torch.addcmul(total, self.weights[:, first + source].view(shape), self.states[source])
-        return total
+        skips = self.part.summed(index, self.weights[:, first : first + index + 1], self.states)
+        own = junction.total if self.zero_gain else junction.residual
+        return self.part.fold(own) + skips

@@ -1,0 +1,42 @@
+"""What the base's modules compute while a patch is active."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import Base
+from .patch import Patch
+from .touching import Touch
+from .trees import tensors_in
+
+
+def touches_of(base: Base, patch: Patch) -> dict[nn.Module, Touch]:
+    """What the base's modules compute while the patch is active, for one use in one thread."""
+    touches = {base.submodule(path): touch for path, touch in patch.touches().items()}
+    if patch.head is not None:
+        site = base.anatomy.head
+        touches.update(head_touches(base, lambda features: patch.logits(features, site)))
+    return touches
+
+
+def head_touches(base: Base, answer: Callable[[Tensor], Any]) -> dict[nn.Module, Touch]:
+    """The model returns ``answer(features)``, where features are what the base's classifier is given."""
+    site = base.anatomy.head
+    features: list[Tensor] = []
+
+    def note_features(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        features.append(tensors_in((args, kwargs))[0])
+        # What follows in the base may need an output of this shape; nobody looks at the numbers.
+        with torch.no_grad():
+            return forward(*args, **kwargs)
+
+    def answered(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        features.clear()
+        output = forward(*args, **kwargs)
+        return answer(tensors_in(output)[-1] if site.path is None else features[0])
+
+    if site.path is None:
+        return {base.module: answered}
+    return {base.submodule(site.path): note_features, base.module: answered}
