@@ -150,19 +150,28 @@ class Patch(nn.Module):
         """
         path = Path(path)
         info, tensors = read_patch_file(path)
+        patch = cls.outline(info, path)
+        _check_tensors(path, tensors, patch.state_dict())
+        patch.load_state_dict(tensors, assign=True)
+        return patch
+
+    @classmethod
+    def outline(cls, info: PatchInfo, path: Path) -> "Patch":
+        """The patch that a file's header describes, on the meta device: nothing is allocated, whatever
+        sizes the file claims.
+
+        Raises:
+            PatchFileError: there is no such patch; ``path`` names the file in the message.
+        """
         try:
             method = make_method(info.method.name, info.method.config)
             sites = _sites_from(method, info)
-            # On the meta device nothing is allocated, whatever sizes the file claims.
             with torch.device("meta"):
-                patch = cls(method, sites, info)
+                return cls(method, sites, info)
         except PatchFileError:
             raise
         except (DeltapatchError, RuntimeError, ValueError, OverflowError) as error:
             raise PatchFileError(f"{path}: its method cannot be built from what it says: {error}") from error
-        _check_tensors(path, tensors, patch.state_dict())
-        patch.load_state_dict(tensors, assign=True)
-        return patch
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
         """Writes the patch and a model card into a folder (made if missing), as Hugging Face's libraries

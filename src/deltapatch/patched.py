@@ -4,10 +4,11 @@ did.
 
 import os
 import warnings
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import deepcopy
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final, cast
 
@@ -17,8 +18,10 @@ from .acting import touches_of
 from .base import Base
 from .errors import DeltapatchError, DeltapatchWarning
 from .file import check_patch_name
+from .info import PatchInfo
 from .many import JointAnswers
 from .patch import Patch
+from .residency import Attached, Residency, attach_file, patch_bytes
 from .touching import touched
 
 
@@ -55,22 +58,44 @@ class PatchedModel(nn.Module):
         ...     detector(images)            # anything that holds the base's modules
     """
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: Base, budget: int | None = None) -> None:
+        """A base without patches.
+
+        Args:
+            base: the frozen model.
+            budget: bytes that the tensors of attached files may take in memory; None for no limit. Patches
+            that
+                were not used for longest leave it. A call that names more patches than fit holds them while
+                it runs.
+        """
         super().__init__()
         self.base = base
         self.base_module = base.module
-        self._patches: dict[str, Patch] = {}
+        # Never changed, only exchanged: who reads it sees the patches of one moment.
+        self._patches: Mapping[str, Patch | Attached] = {}
         self._default: str | None = None
         self._joint = JointAnswers(base)
+        self._residency = Residency(lambda: self.base.device, budget)
         self.eval()
 
     # --- the set of patches
     # -----------------------------------------------------------------------------------
 
     @property
-    def patches(self) -> dict[str, Patch]:
-        """Name -> patch, as a copy."""
-        return dict(self._patches)
+    def patches(self) -> Mapping[str, Patch]:
+        """Name -> patch, as they are now; a patch that waits in its file is read when it is looked up."""
+        return _Patches(self._patches, self._residency)
+
+    @property
+    def patch_info(self) -> dict[str, PatchInfo]:
+        """Name -> what the patch says of itself; no patch is read for it."""
+        return {name: patch.info for name, patch in self._patches.items()}
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes in memory for all patches: those of attached files, and those that were added."""
+        added = (patch for patch in self._patches.values() if isinstance(patch, Patch))
+        return self._residency.bytes + sum(map(patch_bytes, added))
 
     def add_patch(self, name: str, patch: Patch) -> None:
         """Makes a patch available under a name. It is added whole or not at all.
@@ -81,24 +106,8 @@ class PatchedModel(nn.Module):
             WrongBaseError: the patch belongs to another base.
             DeltapatchError: the name is taken or not allowed.
         """
-        check_patch_name(name)
-        if name in self._patches:
-            raise DeltapatchError(
-                f"there is a patch named '{name}' already; delete it first or choose another name"
-            )
-        patch.check_base(self.base)
-        if patch.info.preprocessing != self.base.preprocessing:
-            warnings.warn(
-                f"patch '{name}' was fitted on images prepared as {patch.info.preprocessing}, but the base"
-                f" expects {self.base.preprocessing}; prepare its images as `patch.info.preprocessing` says",
-                DeltapatchWarning,
-                stacklevel=2,
-            )
-        for path in patch.touches():
-            self.base.submodule(path)
-        patch.to(self.base.device)
-        patch.train(self.training)
-        self._patches[name] = patch
+        self._check_free(name)
+        self._put(name, self._admitted(name, patch))
 
     def load_patch(self, name: str, path: str | os.PathLike[str]) -> Patch:
         """Reads a patch file (or hub repository) and adds it."""
@@ -106,16 +115,100 @@ class PatchedModel(nn.Module):
         self.add_patch(name, patch)
         return patch
 
+    def attach_patch(self, name: str, path: str | os.PathLike[str]) -> PatchInfo:
+        """Makes a patch file available without reading more than its header.
+
+        Its tensors are read at the first use and may leave memory again, see ``budget``; the file has to
+        stay as it is. A patch in a file is for answering: it stays in eval mode and does not train.
+
+        Returns:
+            What the patch says of itself.
+
+        Raises:
+            WrongBaseError: the patch belongs to another base.
+            PatchFileError: the file cannot be read, or is not a patch.
+            DeltapatchError: the name is taken or not allowed.
+        """
+        self._check_free(name)
+        attached = self._admitted_file(name, path)
+        self._put(name, attached)
+        return attached.info
+
+    def replace_patch(self, name: str, patch: Patch | str | os.PathLike[str]) -> None:
+        """Puts another patch, or patch file, in a patch's place.
+
+        Each call is answered wholly by the old one or wholly by the new one: calls that run with the old one
+        finish with it. If the new one is refused, the old one stays. A file is read before it takes the
+        place.
+
+        Raises:
+            As `add_patch` and `attach_patch`; DeltapatchError if there is no patch of that name.
+        """
+        if name not in self._patches:
+            self._patch(name)
+        if isinstance(patch, Patch):
+            new: Patch | Attached = self._admitted(name, patch)
+        else:
+            new = self._admitted_file(name, patch)
+            self._residency.patch(new)
+        self._release(self._put(name, new))
+
     def delete_patch(self, name: str) -> None:
-        """Forgets a patch. Calls that run with it finish with it."""
-        self._patch(name)
-        del self._patches[name]
+        """Forgets a patch. Calls that run with it finish with it, and its memory is free when they have."""
+        if name not in self._patches:
+            self._patch(name)
+        with self._residency.changing:
+            kept = dict(self._patches)
+            deleted = kept.pop(name)
+            self._patches = kept
         if self._default == name:
             self._default = None
+        self._release(deleted)
+
+    def _check_free(self, name: str) -> None:
+        check_patch_name(name)
+        if name in self._patches:
+            raise DeltapatchError(
+                f"there is a patch named '{name}' already; delete it first or choose another name"
+            )
+
+    def _admitted(self, name: str, patch: Patch) -> Patch:
+        """The patch, if it belongs to this base, on the base's device and in this model's mode."""
+        self._check_patch(name, patch)
+        patch.to(self.base.device)
+        return patch.train(self.training)
+
+    def _admitted_file(self, name: str, path: str | os.PathLike[str]) -> Attached:
+        attached = attach_file(path)
+        self._check_patch(name, Patch.outline(attached.info, attached.path))
+        return attached
+
+    def _check_patch(self, name: str, patch: Patch) -> None:
+        patch.check_base(self.base)
+        for path in patch.touches():
+            self.base.submodule(path)
+        if patch.info.preprocessing != self.base.preprocessing:
+            warnings.warn(
+                f"patch '{name}' was fitted on images prepared as {patch.info.preprocessing}, but the base"
+                f" expects {self.base.preprocessing}; prepare its images as `patch.info.preprocessing` says",
+                DeltapatchWarning,
+                stacklevel=4,
+            )
+
+    def _put(self, name: str, patch: Patch | Attached) -> Patch | Attached | None:
+        """Gives the name to a patch at once; returns the one that had it."""
+        with self._residency.changing:
+            replaced = self._patches.get(name)
+            self._patches = {**self._patches, name: patch}
+        return replaced
+
+    def _release(self, patch: Patch | Attached | None) -> None:
+        if isinstance(patch, Attached):
+            self._residency.release(patch)
 
     def set_patch(self, name: str | None) -> None:
         """Which patch answers calls that name none; None is the base."""
-        if name is not None:
+        if name is not None and name not in self._patches:
             self._patch(name)
         self._default = name
 
@@ -202,7 +295,9 @@ class PatchedModel(nn.Module):
 
     @contextmanager
     def _running(self, name: str | None, hold_mode: bool) -> Generator[None]:
-        touches = {} if name is None else touches_of(self.base, self._patch(name))
+        # Held while it runs: the memory of a patch in a file is free when nobody holds it any more.
+        patch = None if name is None else self._patch(name)
+        touches = {} if patch is None else touches_of(self.base, patch)
         with self.base.freezer.frozen(hold_mode), touched(touches, instead_of=self.base_module):
             yield
 
@@ -211,30 +306,57 @@ class PatchedModel(nn.Module):
 
     def _patch(self, name: str) -> Patch:
         try:
-            return self._patches[name]
+            found = self._patches[name]
         except KeyError:
             known = ", ".join(sorted(self._patches)) or "none"
             raise DeltapatchError(f"there is no patch named '{name}'; patches here: {known}") from None
+        return found if isinstance(found, Patch) else self._residency.patch(found)
 
     # --- nn.Module
     # --------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> "PatchedModel":
-        """Sets the mode of the patches; the base always runs in eval mode."""
+        """Sets the mode of the patches that were added; the base and patches in files are in eval mode."""
         self.training = mode
-        for patch in self._patches.values():
+        for patch in self._added():
             patch.train(mode)
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PatchedModel":
         super()._apply(fn, recurse)
-        for patch in self._patches.values():
+        for patch in self._added():
             patch._apply(fn, recurse)
+        self._residency.convert(fn)
         return self
 
+    def _added(self) -> list[Patch]:
+        return [patch for patch in self._patches.values() if isinstance(patch, Patch)]
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "PatchedModel":
-        copied = PatchedModel(deepcopy(self.base, memo))
+        copied = PatchedModel(deepcopy(self.base, memo), self._residency.budget)
         memo[id(self)] = copied
-        copied._patches = deepcopy(self._patches, memo)
+        copied._residency.conversions += self._residency.conversions
+        copied._patches = {
+            name: deepcopy(patch, memo) if isinstance(patch, Patch) else replace(patch, patch=None)
+            for name, patch in self._patches.items()
+        }
         copied._default = self._default
         return copied.train(self.training)
+
+
+class _Patches(Mapping[str, Patch]):
+    """The patches of one moment; those that wait in files are read when they are looked up."""
+
+    def __init__(self, patches: Mapping[str, Patch | Attached], residency: Residency) -> None:
+        self._patches = patches
+        self._residency = residency
+
+    def __getitem__(self, name: str) -> Patch:
+        found = self._patches[name]
+        return found if isinstance(found, Patch) else self._residency.patch(found)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._patches)
+
+    def __len__(self) -> int:
+        return len(self._patches)

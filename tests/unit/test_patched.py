@@ -129,9 +129,12 @@ def test_a_deleted_default_leaves_the_base_answering(model: PatchedModel) -> Non
     assert model(model.base.example()).shape == (2, 5)
 
 
-def test_the_patches_that_are_shown_are_a_copy(model: PatchedModel) -> None:
-    model.patches.clear()
-    assert list(model.patches) == ["birds", "signs"]
+def test_the_patches_that_are_shown_are_those_of_one_moment(model: PatchedModel) -> None:
+    shown = model.patches
+    model.delete_patch("birds")
+    assert list(shown) == ["birds", "signs"]
+    assert len(shown) == 2
+    assert list(model.patches) == ["signs"]
 
 
 def test_a_patch_that_is_deleted_while_it_is_active_answers_to_the_end(model: PatchedModel) -> None:
