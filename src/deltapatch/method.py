@@ -25,11 +25,13 @@ class Method(ABC):
 
     `site_type` is a frozen dataclass of plain values too: sites are stored in the patch file, so that a
     patch can
-    be built again without its base, and compared with the base's anatomy when it is added to one.
+    be built again without its base, and compared with the base's anatomy when it is added to one. `absent`
+    gives the values of options that files lack because they were written before there was such an option.
     """
 
     name: ClassVar[str]
     site_type: ClassVar[type]
+    absent: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def sites(self, anatomy: Anatomy) -> tuple[Any, ...]:
@@ -123,6 +125,12 @@ def make_method(name: str, configuration: Mapping[str, Any] | None = None) -> Me
         if not field:
             raise DeltapatchError(f"method '{name}': {first['msg'].removeprefix('Value error, ')}") from error
         raise DeltapatchError(f"method '{name}': {field}: {first['msg']} (was {first['input']!r})") from error
+
+
+def method_of_file(name: str, configuration: Mapping[str, Any]) -> Method:
+    """As `make_method`, for a configuration that may be older than some of the method's options."""
+    known = registered_methods().get(name)
+    return make_method(name, {**({} if known is None else known.absent), **configuration})
 
 
 def _options(cls: type[Method]) -> list[str]:

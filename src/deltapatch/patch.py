@@ -17,7 +17,7 @@ from .classifier import HeadSite
 from .errors import DeltapatchError, PatchFileError, WrongBaseError
 from .file import read_patch_file, write_patch_file
 from .info import BaseReference, HeadReference, MethodReference, PatchInfo
-from .method import Method, make_method
+from .method import Method, method_of_file
 from .touching import Touch
 
 FILE_NAME = "patch.safetensors"
@@ -164,7 +164,7 @@ class Patch(nn.Module):
             PatchFileError: there is no such patch; ``path`` names the file in the message.
         """
         try:
-            method = make_method(info.method.name, info.method.config)
+            method = method_of_file(info.method.name, info.method.config)
             sites = _sites_from(method, info)
             with torch.device("meta"):
                 return cls(method, sites, info)

@@ -37,7 +37,8 @@ def patch(base: Base) -> Patch:
 
 def test_a_patch_says_what_it_is_and_whose(base: Base, patch: Patch) -> None:
     assert patch.info.method.name == "delta"
-    assert patch.info.method.config == {"modules": "all", "norm": "both", "start": "zero-gain"}
+    options = {"modules": "all", "norm": "both", "start": "zero-gain", "module": "light"}
+    assert patch.info.method.config == options
     assert (patch.info.base.name, patch.info.base.fingerprint) == (base.name, base.fingerprint)
     assert patch.info.preprocessing == base.preprocessing
     assert patch.classes == CLASSES

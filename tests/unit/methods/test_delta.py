@@ -18,7 +18,7 @@ from deltapatch.methods.delta import Delta, DeltaModule, existing_skips
 from deltapatch.patch import Patch
 from deltapatch.patched import PatchedModel
 
-PUBLISHED = Delta(modules="all", norm="module", start="plain")
+PUBLISHED = Delta(modules="all", norm="module", start="plain", module="published")
 START: Sequence[Delta] = (
     PUBLISHED,
     Delta(norm="both", start="plain"),
@@ -82,7 +82,7 @@ def test_parameter_counts_are_the_published_ones(
 
 def test_modules_counts_stages_from_the_last() -> None:
     base = load_base("timm/resnet18", weights="random", size=32)
-    patch = Delta(modules=2, norm="module", start="plain").build(base)
+    patch = Delta(modules=2, norm="module", start="plain", module="published").build(base)
     assert [site.path for site in patch.sites] == ["layer3", "layer4"]
     assert _conv_weights(patch) == 552_960
     assert patch.num_parameters() == 554_310
