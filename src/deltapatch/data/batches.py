@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from deltapatch.data.dataset import BadImage, ImageSet, Item
+from deltapatch.data.dataset import drawn_views as drawn_views
 from deltapatch.errors import DeltapatchError, ImageError
 
 logger = logging.getLogger(__name__)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,10 +13,15 @@ from torch.utils.data import Dataset
 
 from deltapatch.data.decode import DEFAULT_LIMITS, ImageLimits, decode_image
 from deltapatch.data.sources.source import ImageStore, SourceKind
-from deltapatch.data.transforms import ImageTransform
+from deltapatch.data.transforms import Augment, ImageTransform, view_transform
 from deltapatch.errors import DeltapatchError, ImageError
+from deltapatch.preprocessing import Preprocessing
 
 UNLABELLED = -1
+
+# What keeps the random numbers of views, and of the choice between them, apart from all others.
+VIEW_STREAM = 1
+CHOICE_STREAM = 2
 
 
 @dataclass(frozen=True)
@@ -29,13 +35,23 @@ class BadImage:
 Item = tuple[Tensor, int, int] | BadImage
 
 
+def drawn_views(count: int, views: int, seed: int, epoch: int) -> Tensor:
+    """A view for each of ``count`` images, int64 from 0 to ``views - 1``, shape (count,).
+
+    It depends on seed and epoch alone, and not on the order of the images in the epoch.
+    """
+    key = np.random.SeedSequence((seed, epoch), spawn_key=(CHOICE_STREAM,)).generate_state(1, np.uint64)[0]
+    return torch.randint(views, (count,), generator=torch.Generator().manual_seed(int(key)))
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet(Dataset[Item]):
     """The images of one split with their labels; a map-style dataset that is never changed, only copied.
 
     An item is a transformed image (C, H, W), its label and its index in this set, or a ``BadImage``: one
     damaged file does not end a job. What a random transform does to an image depends on seed, epoch and index
-    alone, so that neither the number of workers nor a resumed fit changes it.
+    alone, so that neither the number of workers nor a resumed fit changes it. A view of an image is always
+    the same picture: it depends on the image's row in the store and on the view alone.
 
     Attributes:
         store: where the images lie.
@@ -43,8 +59,10 @@ class ImageSet(Dataset[Item]):
         rows: for each image of this set its row in the store, shape (N,).
         limits: what an image may cost.
         transform: what turns an image into a tensor.
-        seed: seed of random transforms.
-        epoch: the pass over the images that random transforms are for.
+        views: the transforms of which each epoch draws one for each image, as `drawn_views` says; empty where
+            ``transform`` is for all of them.
+        seed: seed of random transforms and drawn views.
+        epoch: the pass over the images that these are for.
     """
 
     store: ImageStore
@@ -52,6 +70,7 @@ class ImageSet(Dataset[Item]):
     rows: np.ndarray
     limits: ImageLimits = DEFAULT_LIMITS
     transform: ImageTransform | None = None
+    views: tuple[ImageTransform, ...] = ()
     seed: int = 0
     epoch: int = 0
 
@@ -72,7 +91,8 @@ class ImageSet(Dataset[Item]):
             image = self.image(index)
         except ImageError as error:
             return BadImage(error.path, error.reason)
-        return self._transformed(image, self.transform, index), int(self.labels[index]), index
+        transform = self.views[self._drawn[index]] if self.views else self.transform
+        return self._transformed(image, transform, index), int(self.labels[index]), index
 
     def image(self, index: int) -> Image.Image:
         """Decodes one image to RGB, without the transform; raises ``ImageError`` where it is bad."""
@@ -94,18 +114,44 @@ class ImageSet(Dataset[Item]):
 
     def with_transform(self, transform: ImageTransform) -> "ImageSet":
         """Makes the same set with another transform."""
-        return replace(self, transform=transform)
+        return replace(self, transform=transform, views=())
+
+    def at_view(self, preprocessing: Preprocessing, augment: Augment, view: int) -> "ImageSet":
+        """Makes the same set with all images at one view, whatever seed and epoch; see `view_transform`."""
+        return self.with_transform(view_transform(preprocessing, augment, view))
+
+    def with_views(self, preprocessing: Preprocessing, augment: Augment, views: int) -> "ImageSet":
+        """Makes the same set with each image at one of its first ``views`` views, drawn for each epoch.
+
+        Raises:
+            DeltapatchError: ``views`` is below 1, or more than the augmentation has.
+        """
+        if views < 1:
+            raise DeltapatchError(
+                f"views cannot be {views}; each image has at least one view, the plain one."
+            )
+        drawn_from = tuple(view_transform(preprocessing, augment, view) for view in range(views))
+        return replace(self, transform=drawn_from[0], views=drawn_from)
 
     def for_epoch(self, epoch: int, seed: int = 0) -> "ImageSet":
-        """Makes the same set for another pass, in which random transforms draw anew."""
+        """Makes the same set for another pass, in which random transforms and views are drawn anew."""
         return replace(self, epoch=epoch, seed=seed)
+
+    @cached_property
+    def _drawn(self) -> np.ndarray:
+        """The view of each image in this epoch; a changed copy of the set makes its own."""
+        return drawn_views(len(self), len(self.views), self.seed, self.epoch).numpy()
 
     def _transformed(self, image: Image.Image, transform: ImageTransform, index: int) -> Tensor:
         if transform.augment == "none":
             return transform(image)
-        key = np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(1, np.uint64)[0]
+        if transform.view is None:
+            source = np.random.SeedSequence((self.seed, self.epoch, index))
+        else:
+            row = int(self.rows[index])
+            source = np.random.SeedSequence((row, transform.view), spawn_key=(VIEW_STREAM,))
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(key))
+            torch.default_generator.manual_seed(int(source.generate_state(1, np.uint64)[0]))
             return transform(image)
 
 

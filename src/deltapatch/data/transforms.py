@@ -1,7 +1,7 @@
 """From an RGB image to the tensor that a base expects, for evaluation and for training."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any, Literal
 
@@ -29,11 +29,14 @@ class ImageTransform:
         preprocessing: what the base does to every picture.
         augment: what training changes at random; ``none`` in evaluation.
         steps: torchvision transforms that do both.
+        view: which of the fixed versions of each image an `ImageSet` makes with it; None draws a new one in
+            each epoch.
     """
 
     preprocessing: Preprocessing
     augment: Augment
     steps: Steps = field(repr=False, compare=False)
+    view: int | None = None
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Turns an RGB image of any size into a float32 tensor of shape (C, H, W)."""
@@ -61,6 +64,41 @@ def training_transform(preprocessing: Preprocessing, augment: Augment) -> ImageT
     if flips:
         steps = [*steps, transforms.RandomHorizontalFlip()]
     return ImageTransform(preprocessing, augment, transforms.Compose(steps))
+
+
+def view_transform(preprocessing: Preprocessing, augment: Augment, view: int) -> ImageTransform:
+    """Builds one of the fixed versions that an augmentation makes of each image, so that it can be cached.
+
+    View 0 is the evaluation transform. View 1 of ``flip`` is its mirror image, and there is no other. Each
+    further view of ``crop`` and ``standard`` is one draw of the training transform; an `ImageSet` makes that
+    draw depend on the image's row in its store and on the view alone.
+
+    Raises:
+        DeltapatchError: the augmentation has no such view.
+
+    Example:
+        >>> mirrored = view_transform(base.preprocessing, "flip", 1)
+        >>> mirrored(image).equal(evaluation_transform(base.preprocessing)(image).flip(-1))
+        True
+    """
+    _check_view(augment, view)
+    plain = evaluation_transform(preprocessing)
+    if view == 0:
+        return plain
+    if augment == "flip":
+        return ImageTransform(preprocessing, augment, transforms.Compose([plain.steps, _mirrored]), view)
+    return replace(training_transform(preprocessing, augment), view=view)
+
+
+def _check_view(augment: Augment, view: int) -> None:
+    count = {"none": 1, "flip": 2}.get(augment)
+    if view < 0 or (count is not None and view >= count):
+        how_many = "" if count is None else f", and there are {count}"
+        raise DeltapatchError(f"augment '{augment}' has no view {view}; its views count from 0{how_many}.")
+
+
+def _mirrored(image: Tensor) -> Tensor:
+    return image.flip(-1)
 
 
 def _evaluation_steps(preprocessing: Preprocessing) -> list[Steps]:

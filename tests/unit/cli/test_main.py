@@ -11,7 +11,7 @@ from deltapatch import cli
 from deltapatch.cli import inspect as inspect_command
 from deltapatch.errors import DeltapatchError
 
-COMMANDS = ("anatomy", "demo", "evaluate", "fit", "inspect", "predict", "verify")
+COMMANDS = ("anatomy", "cache", "demo", "evaluate", "fit", "inspect", "predict", "verify")
 
 
 def test_the_help_names_every_command(run: Any) -> None:

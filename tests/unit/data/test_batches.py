@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from deltapatch.data.batches import collate, load_batches
+from deltapatch.data.batches import collate, drawn_views, load_batches, shuffled
 from deltapatch.data.dataset import BadImage, ImageSet
 from deltapatch.data.decode import ImageLimits
 from deltapatch.data.sources.npz import ArrayStore
@@ -99,6 +99,59 @@ def test_workers_change_nothing():
         assert torch.equal(ours.labels, theirs.labels)
         assert torch.equal(ours.indices, theirs.indices)
         assert ours.bad == theirs.bad
+
+
+@pytest.mark.parametrize("augment", ["flip", "crop"])
+def test_each_image_of_an_epoch_is_at_its_drawn_view_whatever_the_workers_and_the_order(augment):
+    images = noise(8, bad=[2])
+    at = [images.at_view(PREPROCESSING, augment, view) for view in range(2)]
+    drawn = drawn_views(8, 2, seed=4, epoch=1)
+    for workers, shuffle in ((0, False), (0, True), (2, True)):
+        batches = load_batches(
+            images.with_views(PREPROCESSING, augment, 2),
+            batch_size=3,
+            shuffle=shuffle,
+            seed=4,
+            workers=workers,
+        )
+        read = 0
+        for batch in batches.epoch(1):
+            for picture, index in zip(batch.images, batch.indices.tolist(), strict=True):
+                assert torch.equal(picture, at[drawn[index]][index][0])
+                read += 1
+        assert read == 7
+
+
+def test_drawn_views_depend_on_seed_and_epoch_alone():
+    first = drawn_views(100, 4, seed=1, epoch=2)
+    torch.manual_seed(99)
+    assert torch.equal(drawn_views(100, 4, seed=1, epoch=2), first)
+    assert first.dtype == torch.int64
+    assert first.shape == (100,)
+    assert not torch.equal(drawn_views(100, 4, seed=1, epoch=3), first)
+    assert not torch.equal(drawn_views(100, 4, seed=2, epoch=2), first)
+    assert not torch.equal(drawn_views(100, 4, seed=2, epoch=1), first)
+
+
+@pytest.mark.parametrize("views", [1, 2, 5])
+def test_every_view_is_drawn_equally_often_over_images_and_over_epochs(views):
+    """Each count is binomial: it strays less than five standard deviations from its mean."""
+    count = 2000
+    margin = 5 * (count * (1 / views) * (1 - 1 / views)) ** 0.5
+    over_images = drawn_views(count, views, seed=3, epoch=0)
+    over_epochs = torch.cat([drawn_views(1, views, seed=3, epoch=epoch) for epoch in range(count)])
+    for drawn in (over_images, over_epochs):
+        counts = torch.bincount(drawn, minlength=views)
+        assert len(counts) == views
+        assert ((counts - count / views).abs() <= margin).all()
+
+
+def test_views_and_order_are_independent():
+    """The first and the second half of an epoch see view 1 equally often, over many epochs."""
+    ahead = sum(
+        int(drawn_views(50, 2, seed=3, epoch=epoch)[shuffled(50, 3, epoch)[:25]].sum()) for epoch in range(80)
+    )
+    assert abs(ahead - 1000) <= 5 * (2000 * 0.25) ** 0.5
 
 
 @pytest.mark.parametrize("workers", [0, 1])

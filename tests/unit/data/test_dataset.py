@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deltapatch.data.dataset import BadImage, ImageSet
+from deltapatch.data.dataset import BadImage, ImageSet, drawn_views
 from deltapatch.data.decode import ImageLimits
 from deltapatch.data.sources.npz import ArrayStore
 from deltapatch.data.transforms import evaluation_transform, training_transform
@@ -114,3 +114,78 @@ def test_images_without_labels_have_label_minus_one(noisy):
 def test_the_picture_is_not_augmented(noisy):
     assert isinstance(noisy.image(0), Image.Image)
     assert noisy.image(0).size == (16, 16)
+
+
+@pytest.mark.parametrize("augment", ["crop", "standard"])
+def test_a_view_is_the_same_picture_whatever_seed_epoch_order_and_subset(noisy, augment):
+    at_view = noisy.at_view(PREPROCESSING, augment, 2)
+    pictures = [at_view[index][0] for index in range(4)]
+    torch.manual_seed(99)
+    assert torch.equal(at_view.for_epoch(7, seed=5)[3][0], pictures[3])
+    assert torch.equal(at_view.subset([3, 1])[0][0], pictures[3])
+    assert not torch.equal(pictures[0], noisy.at_view(PREPROCESSING, augment, 1)[0][0])
+
+
+def test_images_at_one_view_are_cut_differently():
+    values = np.repeat(np.random.default_rng(0).integers(0, 256, (1, 16, 16), np.uint8), 2, axis=0)
+    twins = ImageSet.of(ArrayStore(values, "twins"), None, ImageLimits()).at_view(PREPROCESSING, "crop", 1)
+    assert not torch.equal(twins[0][0], twins[1][0])
+
+
+def test_views_do_not_share_their_draws_with_fresh_augmentation(noisy):
+    """Row and view are numbers as small as seed and epoch are."""
+    fresh = noisy.with_transform(training_transform(PREPROCESSING, "crop"))
+    for row in range(4):
+        view = noisy.at_view(PREPROCESSING, "crop", 2)[row][0]
+        drawn = [fresh.for_epoch(2, seed=row).subset([row])[0][0], fresh.for_epoch(row, seed=2)[row][0]]
+        assert not any(torch.equal(view, picture) for picture in drawn)
+
+
+def test_reading_a_view_leaves_the_global_generator_alone(noisy):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    noisy.at_view(PREPROCESSING, "crop", 1)[0]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("augment", "views"), [("none", 1), ("flip", 2), ("crop", 3), ("standard", 3)])
+def test_an_epoch_changes_which_view_is_drawn_and_nothing_else(noisy, augment, views):
+    at = [noisy.at_view(PREPROCESSING, augment, view) for view in range(views)]
+    images = noisy.with_views(PREPROCESSING, augment, views)
+    seen = set()
+    for epoch in range(8):
+        drawn = drawn_views(4, views, seed=6, epoch=epoch).tolist()
+        items = images.for_epoch(epoch, seed=6)
+        assert all(torch.equal(items[index][0], at[view][index][0]) for index, view in enumerate(drawn))
+        seen.update(drawn)
+    assert seen == set(range(views))
+
+
+def test_a_copy_of_a_set_with_views_draws_for_itself(noisy):
+    images = noisy.with_views(PREPROCESSING, "flip", 2).for_epoch(1, seed=6)
+    images[0]  # draws for four images
+    many = images.subset(np.arange(4).repeat(10))
+    at = [noisy.at_view(PREPROCESSING, "flip", view) for view in range(2)]
+    drawn = drawn_views(40, 2, seed=6, epoch=1).tolist()
+    assert all(torch.equal(many[i][0], at[view][i // 10][0]) for i, view in enumerate(drawn))
+
+
+def test_another_transform_or_one_view_ends_the_drawing(noisy):
+    images = noisy.with_views(PREPROCESSING, "flip", 2)
+    plain = evaluation_transform(PREPROCESSING)
+    for ended in (images.with_transform(plain), images.at_view(PREPROCESSING, "flip", 0)):
+        assert ended.transform == plain
+        assert all(torch.equal(ended.for_epoch(e)[0][0], ended[0][0]) for e in range(10))
+
+
+def test_a_bad_image_is_bad_at_every_view(images):
+    assert isinstance(images.with_views(PREPROCESSING, "crop", 3)[4], BadImage)
+    assert isinstance(images.at_view(PREPROCESSING, "crop", 2)[4], BadImage)
+
+
+@pytest.mark.parametrize(
+    ("augment", "views", "message"), [("crop", 0, "views cannot be 0"), ("flip", 3, "has no view 2")]
+)
+def test_a_number_of_views_that_cannot_be_had_is_refused(noisy, augment, views, message):
+    with pytest.raises(DeltapatchError, match=message):
+        noisy.with_views(PREPROCESSING, augment, views)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deltapatch.data.transforms import evaluation_transform, training_transform
+from deltapatch.data.transforms import evaluation_transform, training_transform, view_transform
 from deltapatch.errors import DeltapatchError
 from deltapatch.preprocessing import Preprocessing
 
@@ -122,6 +122,60 @@ def test_transforms_that_do_the_same_are_equal_and_survive_pickling(ramp):
     assert transform != training_transform(GREY, "flip")
     again = pickle.loads(pickle.dumps(evaluation_transform(RGB)))
     assert torch.equal(again(ramp), evaluation_transform(RGB)(ramp))
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_view_0_is_the_evaluation_transform(augment):
+    assert view_transform(RGB, augment, 0) == evaluation_transform(RGB)
+
+
+def test_view_1_of_flip_is_exactly_the_mirror_image_and_draws_nothing(ramp):
+    plain = evaluation_transform(RGB)(ramp)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    assert torch.equal(view_transform(RGB, "flip", 1)(ramp), torch.flip(plain, [-1]))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(plain, torch.flip(plain, [-1]))
+
+
+@pytest.mark.parametrize("augment", ["crop", "standard"])
+def test_a_further_view_is_a_draw_of_the_training_transform(ramp, augment):
+    torch.manual_seed(3)
+    expected = training_transform(RGB, augment)(ramp)
+    torch.manual_seed(3)
+    assert torch.equal(view_transform(RGB, augment, 5)(ramp), expected)
+
+
+def test_views_are_told_apart_from_each_other_and_from_the_training_transform():
+    first = view_transform(RGB, "crop", 1)
+    assert first == view_transform(RGB, "crop", 1)
+    assert first != view_transform(RGB, "crop", 2)
+    assert first != view_transform(RGB, "standard", 1)
+    assert first != training_transform(RGB, "crop")
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_the_last_view_survives_pickling(ramp, augment):
+    view = view_transform(RGB, augment, {"none": 0, "flip": 1}.get(augment, 4))
+    again = pickle.loads(pickle.dumps(view))
+    torch.manual_seed(3)
+    expected = view(ramp)
+    torch.manual_seed(3)
+    assert again == view
+    assert torch.equal(again(ramp), expected)
+
+
+@pytest.mark.parametrize(
+    ("augment", "view", "message"),
+    [
+        ("none", 1, "augment 'none' has no view 1; its views count from 0, and there are 1"),
+        ("flip", 2, "augment 'flip' has no view 2; its views count from 0, and there are 2"),
+        ("crop", -1, "augment 'crop' has no view -1; its views count from 0."),
+    ],
+)
+def test_a_view_that_is_not_there_is_refused(augment, view, message):
+    with pytest.raises(DeltapatchError, match=message):
+        view_transform(RGB, augment, view)
 
 
 @pytest.mark.parametrize(

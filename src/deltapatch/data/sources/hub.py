@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from deltapatch.data.sources.parquet import IMAGE_COLUMNS, LABEL_COLUMNS, column_of, label_array
-from deltapatch.data.sources.source import SPLIT_OF_NAME, LabelledImages, Source, Split, number_labels
+from deltapatch.data.sources.source import (
+    SPLIT_OF_NAME,
+    LabelledImages,
+    Source,
+    Split,
+    content_version,
+    number_labels,
+)
 from deltapatch.errors import DataError, ImageError
 
 HUB_PREFIX = "hf:"
@@ -36,6 +43,13 @@ class HubStore:
         if cell and cell["path"]:
             return Path(cell["path"])
         raise ImageError(self.name(row), "has no image; leave the row out")
+
+    def version(self) -> str:
+        """sha256 over the fingerprint that ``datasets`` gives a set, or over the images where it has none."""
+        fingerprint = getattr(self.images, "_fingerprint", None)
+        if fingerprint is None:
+            return content_version(self)
+        return hashlib.sha256(f"{self.column} {fingerprint}\n".encode()).hexdigest()
 
 
 def is_hub_name(source: str) -> bool:

@@ -32,6 +32,12 @@ class ArrayStore:
     def read(self, row: int) -> np.ndarray:
         return self.images[row]
 
+    def version(self) -> str:
+        """sha256 over the array's dtype, shape and bytes."""
+        digest = hashlib.sha256(f"{self.images.dtype.str} {self.images.shape}\n".encode())
+        digest.update(np.ascontiguousarray(self.images).reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()
+
 
 def read_npz(path: Path) -> Source:
     """Loads the arrays into memory; nothing in the file is ever unpickled."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from deltapatch.data.sources.source import LabelledImages, Source, Split, number_labels
+from deltapatch.data.sources.source import LabelledImages, Source, Split, content_version, number_labels
 from deltapatch.errors import DataError, ImageError
 
 IMAGE_COLUMNS = ("image", "img")
@@ -49,6 +49,10 @@ class ColumnStore:
         if not isinstance(encoded, bytes):
             raise ImageError(self.name(row), "has no image bytes; write the image itself into the file")
         return encoded
+
+    def version(self) -> str:
+        """sha256 over the encoded images."""
+        return content_version(self)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,17 @@
 """The common form of all sources: classes and, for each split, where the images lie and their labels."""
 
+import hashlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 
 from deltapatch.data.decode import ImageInput
-from deltapatch.errors import DataError, DeltapatchWarning
+from deltapatch.errors import DataError, DeltapatchWarning, ImageError
 
 SourceKind = Literal["folder", "npz", "parquet", "hub"]
 
@@ -42,6 +44,10 @@ class ImageStore(Protocol):
 
     def read(self, row: int) -> ImageInput:
         """Fetches the image in this row for ``decode_image``; raises ``ImageError`` where there is none."""
+        ...
+
+    def version(self) -> str:
+        """sha256, in hexadecimal digits, that changes when any image of the store changes."""
         ...
 
 
@@ -82,6 +88,28 @@ class Source:
             raise DataError(
                 f"{self.name}: all training images have the same label; at least two classes are needed."
             )
+
+
+class EncodedImages(Protocol):
+    """A store whose images are encoded bytes, in memory or in files of their own."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, row: int) -> bytes | Path: ...
+
+
+def content_version(store: EncodedImages) -> str:
+    """sha256, in hexadecimal digits, over all encoded images of a store, in order; reads them all."""
+    digest = hashlib.sha256()
+    for row in range(len(store)):
+        try:
+            content = store.read(row)
+            content = content.read_bytes() if isinstance(content, Path) else content
+            # The length ends an image, so that bytes cannot move from one image to the next unnoticed.
+            digest.update(b"%d:" % len(content) + content)
+        except (ImageError, OSError):
+            digest.update(b"none:")
+    return digest.hexdigest()
 
 
 def number_labels(

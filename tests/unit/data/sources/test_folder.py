@@ -1,5 +1,6 @@
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -175,3 +176,54 @@ def test_a_name_that_is_not_unicode_is_read(grow_tree):
 def test_a_store_survives_pickling(tmp_path):
     store = pickle.loads(pickle.dumps(FileStore([tmp_path / "a.png"], tmp_path)))
     assert store.read(0) == tmp_path / "a.png"
+
+
+def version_of(root):
+    return read_folder(root).splits[Split.TRAIN].store.version()
+
+
+def test_the_version_is_that_of_names_sizes_and_times(grow_tree, monkeypatch):
+    root = grow_tree({"a": 2, "b": 1})
+    versions = [version_of(root)]
+    monkeypatch.chdir(root.parent)
+    assert version_of(Path(root.name)) == versions[0]
+    image = root / "a" / "0.png"
+    changed = image.stat().st_mtime_ns + 1
+    os.utime(image, ns=(changed, changed))
+    versions.append(version_of(root))
+    with image.open("ab") as file:
+        file.write(b"!")
+    os.utime(image, ns=(changed, changed))
+    versions.append(version_of(root))
+    image.rename(root / "a" / "00.png")
+    versions.append(version_of(root))
+    (root / "b" / "0.png").rename(root / "a" / "9.png")
+    (root / "a" / "1.png").rename(root / "b" / "0.png")
+    versions.append(version_of(root))
+    assert len(set(versions)) == len(versions)
+    assert all(len(version) == 64 for version in versions)
+
+
+def test_equal_files_elsewhere_have_another_version(grow_tree):
+    one, two = (grow_tree({"a": 1, "b": 1}, name=name) for name in ("one", "two"))
+    for file in one.rglob("*.png"):
+        os.utime(file, (0, 0))
+        os.utime(two / file.relative_to(one), (0, 0))
+    assert version_of(one) != version_of(two)
+
+
+def test_the_version_follows_the_order_of_the_files(tmp_path):
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    assert FileStore(paths).version() != FileStore(paths[::-1]).version()
+
+
+def test_a_link_has_the_version_of_what_it_leads_to_and_one_to_nowhere_has_one_too(grow_tree, tmp_path):
+    root = grow_tree({"a": 1, "b": 1})
+    store = FileStore([tmp_path / "link.png"])
+    store.paths[0].symlink_to(root / "a" / "0.png")
+    first = store.version()
+    with (root / "a" / "0.png").open("ab") as file:
+        file.write(b"!")
+    second = store.version()
+    (root / "a" / "0.png").unlink()
+    assert len({first, second, store.version()}) == 3

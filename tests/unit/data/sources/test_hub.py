@@ -5,7 +5,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from deltapatch.data.decode import decode_image
-from deltapatch.data.sources.hub import is_hub_name, read_hub
+from deltapatch.data.sources.hub import HubStore, is_hub_name, read_hub
 from deltapatch.data.sources.source import Split
 from deltapatch.errors import DataError, DeltapatchWarning, ImageError
 
@@ -166,3 +166,27 @@ def test_the_digest_changes_with_labels_and_revision(publish):
 )
 def test_only_owner_and_name_or_the_prefix_mean_the_hub(source, is_name):
     assert is_hub_name(source) == is_name
+
+
+def test_the_version_is_that_of_the_fingerprint_where_the_set_has_one():
+    def version(fingerprint, column="image"):
+        return HubStore(SimpleNamespace(_fingerprint=fingerprint), column, "owner/name[train]").version()
+
+    assert version("a") == version("a")
+    assert len({version("a"), version("b"), version("a", "img")}) == 3
+
+
+def test_without_a_fingerprint_the_version_is_that_of_the_images(publish, encode, tmp_path):
+    publish({"train": [0, 1]})
+    store = read_hub("owner/name").splits[Split.TRAIN].store
+    versions = [store.version()]
+    (tmp_path / "a.png").write_bytes(encode())
+    store.images.rows[1] = {"image": {"bytes": None, "path": str(tmp_path / "a.png")}}
+    assert store.version() == versions[0]
+    (tmp_path / "a.png").write_bytes(b"another image")
+    versions.append(store.version())
+    (tmp_path / "a.png").unlink()
+    versions.append(store.version())
+    store.images.rows.reverse()
+    versions.append(store.version())
+    assert len(set(versions)) == len(versions)

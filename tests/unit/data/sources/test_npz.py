@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from deltapatch.data.decode import decode_image
-from deltapatch.data.sources.npz import read_npz
+from deltapatch.data.sources.npz import ArrayStore, read_npz
 from deltapatch.data.sources.source import Split
 from deltapatch.errors import DataError, DeltapatchWarning
 
@@ -148,3 +148,24 @@ def test_the_digest_is_that_of_the_content(save):
     assert read_npz(save(train_labels=LABELS[::-1])).digest == first
     assert read_npz(save(train_labels=1 - LABELS)).digest != first
     assert len(first) == 64
+
+
+def test_the_version_is_that_of_the_images_alone(save):
+    def version(**arrays):
+        return read_npz(save(**arrays)).splits[Split.TRAIN].store.version()
+
+    first = version()
+    assert version(train_labels=1 - LABELS) == first
+    changed = IMAGES.copy()
+    changed[3, 4, 5] ^= 1
+    # The same bytes in another shape or of another type are other images.
+    others = [changed, IMAGES[::-1], IMAGES.reshape(4, 6, 5), IMAGES[..., None], IMAGES[:, :, ::2]]
+    versions = [version(train_images=images) for images in others]
+    versions.append(ArrayStore((IMAGES > 0) & True, "bool").version())
+    versions.append(ArrayStore((IMAGES > 0).astype(np.uint8), "uint8").version())
+    assert len({first, *versions}) == 1 + len(versions)
+    assert len(first) == 64
+
+
+def test_the_version_does_not_depend_on_how_an_array_lies_in_memory():
+    assert ArrayStore(IMAGES[:, ::2], "a").version() == ArrayStore(IMAGES[:, ::2].copy(), "b").version()

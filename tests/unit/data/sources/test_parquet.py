@@ -166,3 +166,33 @@ def test_the_digest_is_that_of_names_and_contents(save):
     assert read_parquet(one).digest == read_parquet(two).digest
     save([1, 0], "two/test.parquet")
     assert read_parquet(one).digest != read_parquet(two).digest
+
+
+def version_of(path):
+    return read_parquet(path).splits[Split.TRAIN].store.version()
+
+
+def test_the_version_is_that_of_the_images_however_they_are_filed(save):
+    first = version_of(save([0, 1, 0, 1]))
+    assert version_of(save([1, 0, 1, 0], "other.parquet", struct=True)) == first
+    assert version_of(save([0, 1, 0], "short.parquet")) != first
+    # Each file of this folder begins with image 0 again.
+    save([0, 1], "set/train-0.parquet")
+    assert version_of(save([0, 1], "set/train-1.parquet").parent) != first
+
+
+def test_bytes_cannot_move_from_one_image_to_the_next_or_vanish_unnoticed(tmp_path):
+    def version(*images):
+        path = tmp_path / "set.parquet"
+        table = pyarrow.table({"image": pyarrow.array(images, pyarrow.binary()), "label": [0, 1, 0]})
+        parquet.write_table(table, path)
+        return version_of(path)
+
+    lists = [
+        (b"ab", b"c", b""),
+        (b"a", b"bc", b""),
+        (b"ab", b"c", None),
+        (b"ab", None, b"c"),
+        (b"c", b"ab", b""),
+    ]
+    assert len({version(*images) for images in lists}) == len(lists)
