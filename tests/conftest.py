@@ -3,6 +3,7 @@ one.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,12 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent; set DELTAPATCH_SHARED to the folder of real weights and image sets")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def trunk_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Fits keep their trunk activations in a folder of the tests' own."""
+    folder = tmp_path_factory.mktemp("trunk_caches")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DELTAPATCH_CACHE", str(folder))
+        yield folder

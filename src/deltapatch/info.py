@@ -169,6 +169,8 @@ class FittedOn(BaseModel):
         seed: seed of the fit's random numbers.
         epochs: passes over the training images.
         seconds: wall-clock time of the fit.
+        cache: whether trunk activations were kept, and why.
+        precision: what was computed in, and why.
     """
 
     model_config = _IMMUTABLE
@@ -183,6 +185,8 @@ class FittedOn(BaseModel):
     seed: Annotated[int, Field(ge=-_LARGEST_INTEGER, le=2**64 - 1)]
     epochs: Count
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    cache: ShortText = ""
+    precision: ShortText = ""
 
 
 class PatchInfo(BaseModel):

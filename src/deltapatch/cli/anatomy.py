@@ -1,5 +1,6 @@
 """``deltapatch anatomy``: where a base can be patched, and what that would cost."""
 
+from itertools import product
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -55,7 +56,7 @@ def _join(addition: int | None, has_shortcut: bool) -> str:
 
 
 def _costs(base: "Base"):
-    """One row for each number of modules: what the published Δ-module (norm="module") adds to the base."""
+    """What Δ-modules add to the base: a row for each number of modules and kind, light and published."""
     from rich.table import Table
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -68,18 +69,22 @@ def _costs(base: "Base"):
     whole = plain.get_total_flops() / 4  # two images, and a multiply-add counts as two
     table = Table(
         "modules",
+        "kind",
         "parameters",
         "multiply-adds an image",
         "share of the base's",
         title="cost of delta patches",
     )
-    for modules in range(1, len(base.anatomy.stages) + 1):
-        patch = Delta(modules=modules, norm="module", start="plain").build(base)
+    count = len(base.anatomy.stages)
+    for modules, kind in product(range(1, count + 1), ("light", "published")):
+        patch = Delta(modules=modules, norm="module", start="plain", module=kind).build(base)
         model = PatchedModel(base)
         model.add_patch("cost", patch)
         with FlopCounterMode(display=False) as patched, model.active("cost"):
             base.module(example)
         added = patched.get_total_flops() / 4 - whole
-        name = f"{modules} (all)" if modules == len(base.anatomy.stages) else str(modules)
-        table.add_row(name, f"{patch.num_parameters():,}", f"{added / 1e6:,.1f} M", f"{added / whole:.1%}")
+        name = f"{modules} (all)" if modules == count else str(modules)
+        table.add_row(
+            name, kind, f"{patch.num_parameters():,}", f"{added / 1e6:,.1f} M", f"{added / whole:.1%}"
+        )
     return table

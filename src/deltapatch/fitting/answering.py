@@ -2,13 +2,14 @@
 base.
 """
 
+import torch
 from torch import Tensor, nn
 
 from ..acting import touches_of
 from ..base import Base
 from ..patch import Patch
-from ..split import Split
 from ..touching import touched
+from .surveying import Trunk
 
 
 class WholeModel(nn.Module):
@@ -26,15 +27,34 @@ class WholeModel(nn.Module):
 
 
 class TailModel(nn.Module):
-    """Trunk activations -> the patch's logits."""
+    """Trunk activations -> the patch's logits.
 
-    def __init__(self, split: Split, patch: Patch) -> None:
+    Attributes:
+        feature_noise: standard deviation of the noise that is added to the activations while training,
+        relative to
+            the standard deviation of each tensor.
+    """
+
+    def __init__(self, trunk: Trunk, patch: Patch, feature_noise: float = 0.0) -> None:
         super().__init__()
         self.patch = patch
-        self._split = (split,)
+        self.feature_noise = feature_noise
+        self._trunk = (trunk,)
 
     def forward(self, inputs: list[Tensor]) -> Tensor:
-        return self._split[0].tail(inputs, self.patch)
+        (trunk,) = self._trunk
+        assert trunk.split is not None
+        if self.training and self.feature_noise:
+            inputs = [_with_noise(tensor, self.feature_noise) for tensor in inputs]
+        return trunk.split.tail([trunk.precision.arranged(tensor) for tensor in inputs], self.patch)
+
+
+def _with_noise(tensor: Tensor, size: float) -> Tensor:
+    """The tensor with Gaussian noise; as it is where it does not hold floating numbers."""
+    if not tensor.is_floating_point():
+        return tensor
+    spread = tensor.float().std().to(tensor.dtype)
+    return tensor + torch.randn_like(tensor) * (size * spread)
 
 
 class HeadModel(nn.Module):

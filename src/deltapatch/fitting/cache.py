@@ -192,6 +192,14 @@ class TrunkCache:
         Raises:
             DeltapatchError: a row is not filled.
         """
+        return self.layout.decode(self._rows, self._filled(image_rows, views))
+
+    def read_features(self, image_rows: np.ndarray, views: np.ndarray) -> Tensor:
+        """As `read`, but only the features; the activations are not touched."""
+        return self.layout.decode_features(self._rows, self._filled(image_rows, views))
+
+    def _filled(self, image_rows: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """The row of each image and view in the files, all of them filled."""
         places = self._places(image_rows, views)
         empty = self._marks["state"][places] != FILLED
         if empty.any():
@@ -199,7 +207,7 @@ class TrunkCache:
             raise DeltapatchError(
                 f"{self.path} has no row for image {image} in view {view}; fill what `missing` names first"
             )
-        return self.layout.decode(self._rows, places)
+        return places
 
     def verify(self, image_rows: np.ndarray, views: np.ndarray) -> int:
         """Compares filled rows with their checksums, and marks those that differ as missing.

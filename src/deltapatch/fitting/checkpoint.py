@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,20 @@ class Checkpoint:
         path: the file.
         identity: digest of base, data, method and configuration; a checkpoint of another fit is refused.
         resume: whether to go on from a file that is there; otherwise it is overwritten.
+        notes: what else is stored with every state: choices that a resumed fit must not make anew.
     """
 
     path: Path
     identity: str
     resume: bool
+    notes: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def save(self, state: dict[str, Any]) -> None:
         """Replaces the file at once: a kill leaves the old one or the new one."""
         temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}.deltapatch-tmp")
         try:
             with temporary.open("wb") as file:
-                torch.save({"identity": self.identity, **state}, file)
+                torch.save({"identity": self.identity, **self.notes, **state}, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.path)

@@ -1,19 +1,17 @@
-"""Where training steps get their inputs: images, or activations that were computed once and kept."""
+"""Where training steps get their inputs: images, or what the trunk makes of them, anew or from its cache."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..base import Base
-from ..data import BadImage, Batches
+from ..data import BadImage, Batches, drawn_views
 from ..data.batches import shuffled
-from ..patch import pooled
-from ..split import Split
-from ..touching import Touch, touched
-from ..trees import tensors_in
+from .cache import TrunkCache
+from .surveying import Trunk
 
 
 @dataclass(frozen=True)
@@ -70,96 +68,54 @@ class StoredExamples:
             yield Step([tensor[rows] for tensor in self.inputs], self.labels[rows])
 
 
+@dataclass
+class TrunkExamples:
+    """What the trunk gives for images, computed anew in every epoch."""
+
+    images: ImageExamples
+    trunk: Trunk
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def epoch(self, number: int) -> Iterator[Step]:
+        for step in self.images.epoch(number):
+            yield Step(self.trunk.activations(step.inputs[0]), step.labels)
+
+
 @dataclass(frozen=True)
-class Survey:
-    """What one pass of the base over a split left behind.
+class CachedExamples:
+    """What the trunk gave for images, read from its cache: in the order and at the views that computing it
+    anew would take.
 
     Attributes:
-        features: pooled input of the base's classifier, of shape (N, features).
-        activations: what the divergence is given, tensors of shape (N, ...); None where there was no room
-        or no split.
+        cache: where every row is filled.
+        rows: of the images in their store, shape (N,).
         labels: shape (N,).
-        bad: images that could not be read; they have no row.
+        batch_size: images a step.
+        seed: of order and views; None reads in order and at view 0.
+        views: how many views the images have.
     """
 
-    features: Tensor
-    activations: list[Tensor] | None
+    cache: TrunkCache
+    rows: np.ndarray
     labels: Tensor
-    bad: tuple[BadImage, ...]
+    batch_size: int
+    seed: int | None = None
+    views: int = 1
 
+    def __len__(self) -> int:
+        return -(-len(self.labels) // self.batch_size)
 
-@torch.no_grad()
-def survey(
-    base: Base,
-    batches: Batches,
-    split: Split | None,
-    room: int,
-    advance: Callable[[int], None] = lambda images: None,
-) -> Survey:
-    """Runs the base once over all images and keeps features and, within ``room`` bytes, trunk activations.
-
-    Args:
-        base: the base; it computes without a patch.
-        batches: images in order, not shuffled.
-        split: where the patch begins; None keeps features only.
-        room: bytes that activations may take.
-        advance: told after each batch how many images are done.
-    """
-    site = base.anatomy.head
-    features: list[Tensor] = []
-    activations: list[list[Tensor]] = []
-    labels: list[Tensor] = []
-    bad: list[BadImage] = []
-    for batch in batches.epoch(0):
-        bad.extend(batch.bad)
-        if not len(batch.labels):
-            continue
-        noted = _run_and_note(base, batch.images.to(base.device, base.dtype), split)
-        features.append(pooled(noted[0][-1 if site.path is None else 0], site.layout).float().cpu())
-        labels.append(batch.labels)
-        if split is not None:
-            activations.append([tensor.cpu() for tensor in noted[1]])
-            room -= sum(tensor.numel() * tensor.element_size() for tensor in noted[1])
-            if room < 0:
-                split, activations = None, []
-        advance(len(batch.labels))
-    kept = (
-        None
-        if split is None or not activations
-        else [torch.cat(rows) for rows in zip(*activations, strict=True)]
-    )
-    no_features = torch.zeros(0, site.features)
-    return Survey(
-        torch.cat(features) if features else no_features,
-        kept,
-        torch.cat(labels) if labels else torch.zeros(0, dtype=torch.long),
-        tuple(bad),
-    )
-
-
-def _run_and_note(base: Base, images: Tensor, split: Split | None) -> tuple[list[Tensor], list[Tensor]]:
-    """One forward pass: tensors at the classifier (or the output), and tensors at the divergence."""
-    at_head: list[Tensor] = []
-    at_divergence: list[Tensor] = []
-
-    def note(into: list[Tensor]) -> Touch:
-        def touch(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            into.extend(tensors_in((args, kwargs)))
-            return forward(*args, **kwargs)
-
-        return touch
-
-    touches: dict[nn.Module, Touch] = {}
-    if split is not None:
-        touches[base.submodule(split.divergence)] = note(at_divergence)
-    path = base.anatomy.head.path
-    if path is not None:
-        touches[base.submodule(path)] = note(at_head)
-    with base.freezer.frozen(), touched(touches, instead_of=base.module):
-        output = base.module(images)
-    return (tensors_in(output) if path is None else at_head), [tensor.clone() for tensor in at_divergence]
-
-
-def total_bad(surveys: Sequence[Survey]) -> int:
-    """How many images could not be read in all of them."""
-    return sum(len(found.bad) for found in surveys)
+    def epoch(self, number: int) -> Iterator[Step]:
+        count = len(self.labels)
+        order, views = torch.arange(count), torch.zeros(count, dtype=torch.int64)
+        if self.seed is not None:
+            order = shuffled(count, self.seed, number)
+            views = drawn_views(count, self.views, self.seed, number)
+        for chosen in order.split(self.batch_size):
+            stored, _ = self.cache.read(self.rows[chosen.numpy()], views[chosen].numpy())
+            # As the trunk gave them, whatever they were stored as.
+            dtypes = self.cache.layout.dtypes
+            inputs = [tensor.to(dtype) for tensor, dtype in zip(stored, dtypes, strict=True)]
+            yield Step(inputs, self.labels[chosen])

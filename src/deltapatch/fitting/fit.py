@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,31 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..base import Base
-from ..data import BadImage, TaskData, evaluation_transform, load_batches, open_data, training_transform
-from ..errors import DataError
+from ..data import (
+    BadImage,
+    ImageSet,
+    TaskData,
+    evaluation_transform,
+    load_batches,
+    open_data,
+    training_transform,
+)
+from ..errors import DataError, DeltapatchError
 from ..info import FittedOn
 from ..method import Method, make_method
 from ..patch import Patch
-from ..split import Split, split_before
+from ..split import divergence_of, split_before
 from .acceleration import make_accelerator
-from .answering import HeadModel, TailModel, WholeModel
+from .answering import TailModel, WholeModel
 from .checkpoint import Checkpoint
 from .config import FitConfig
-from .examples import Examples, ImageExamples, StoredExamples, Survey, survey
+from .deciding import Decision, sample
+from .examples import CachedExamples, Examples, ImageExamples, TrunkExamples
 from .history import Epoch
 from .loop import Outcome, Progress, train
+from .precision import choose_precision
+from .solver import solve_head
+from .surveying import Survey, Surveyor, Trunk
 from .watching import FitWatch
 
 __all__ = ["FitConfig", "FitResult", "fit", "fit_task"]
@@ -43,7 +55,8 @@ class FitResult:
         history: figures of each epoch.
         best_epoch: whose parameters were kept; 0 is the starting point.
         interrupted: whether the user ended the fit early.
-        trunk_kept: whether trunk activations were kept, so that the trunk ran once an image.
+        trunk_kept: whether trunk activations were kept, so that the trunk ran once an image and view.
+        notes: what was decided about cache and precision, and why; one line each.
         bad_images: images that could not be read and were left out.
         seconds: wall-clock time.
     """
@@ -54,6 +67,7 @@ class FitResult:
     best_epoch: int
     interrupted: bool
     trunk_kept: bool
+    notes: tuple[str, ...]
     bad_images: tuple[BadImage, ...]
     seconds: float
 
@@ -124,17 +138,17 @@ def fit_task(
     with FitWatch(enabled=progress, epochs=config.epochs) as watch, _random_state_kept():
         folder = Path(checkpoint).parent if checkpoint is not None else Path()
         accelerator = make_accelerator(base, method, config, track, folder)
-        job = _Job(base, task, method, config, accelerator, watch)
-        surveys = job.survey()
-        head_only = job.fit_head(surveys)
-        if job.head_outcome.interrupted and job.patch.touches():
-            raise KeyboardInterrupt  # the patch itself has not begun, so there is nothing to keep
-        patch = job.new_patch(head_only)
-        saved = Checkpoint(Path(checkpoint), job.identity(), resume) if checkpoint is not None else None
-        outcome = job.fit_patch(patch, surveys, saved) if patch.touches() else job.head_outcome
-        if saved is not None and not outcome.interrupted:
-            saved.remove()
-        accelerator.end_training()
+        with closing(_Job(base, task, method, config, accelerator, watch)) as job:
+            saved = Checkpoint(Path(checkpoint), job.identity(), resume) if checkpoint is not None else None
+            surveys = job.survey(saved)
+            head_only = job.fit_head(surveys)
+            if job.head_outcome.interrupted and job.patch.touches():
+                raise KeyboardInterrupt  # the patch itself has not begun, so there is nothing to keep
+            patch = job.new_patch(head_only)
+            outcome = job.fit_patch(patch, surveys, saved) if patch.touches() else job.head_outcome
+            if saved is not None and not outcome.interrupted:
+                saved.remove()
+            accelerator.end_training()
     seconds = time.perf_counter() - started
     bad = {found.path: found for part in surveys.values() for found in part.bad}
     for fitted in (patch, head_only):
@@ -145,7 +159,8 @@ def fit_task(
         history=tuple(outcome.history),
         best_epoch=outcome.best,
         interrupted=outcome.interrupted,
-        trunk_kept=job.uses_activations(surveys),
+        trunk_kept=job.uses_cache(surveys),
+        notes=job.notes(),
         bad_images=tuple(bad.values()),
         seconds=seconds,
     )
@@ -172,42 +187,47 @@ class _Job:
         self.head_outcome = Outcome()
         base.module.to(accelerator.device)
         self.patch = method.build(base, task.classes, seed=config.seed)
-        self.split = self._split()
-
-    def _split(self) -> Split | None:
-        """Where the patch's first touched module begins, if activations there can be kept."""
-        order = [name for name, _ in self.base.module.named_modules()]
-        touched = [path for path in self.patch.touches() if path in order]
-        if self.config.augment != "none" or not touched:
-            return None
-        first = self.patch.sites[0]
-        path = first.sub_blocks[0].path if hasattr(first, "sub_blocks") else min(touched, key=order.index)
-        return split_before(self.base, path)
-
-    def survey(self) -> dict[str, Survey]:
-        """One pass of the base over training and validation images."""
-        transform = evaluation_transform(self.base.preprocessing)
-        room = self.config.keep_megabytes * 2**20
-        surveys: dict[str, Survey] = {}
-        for name, images in (("train", self.task.train), ("val", self.task.val)):
-            if images is None or not len(images):
-                continue
-            batches = load_batches(
-                images.with_transform(transform),
-                batch_size=self.config.batch_size,
-                shuffle=False,
-                workers=self.config.workers,
-                on_bad=self.config.on_bad,
+        self.divergence = divergence_of(base, self.patch)
+        assert task.train is not None
+        self.sample = sample(task.train, base.preprocessing)
+        precision = choose_precision(config.precision, base, self.sample.images.to(base.device))
+        split = None if self.divergence is None else split_before(base, self.divergence)
+        if config.feature_noise and split is None and self.divergence is not None:
+            raise DeltapatchError(
+                f"feature_noise needs a base that can be cut at {self.divergence}, and {base.name} cannot;"
+                " leave it out"
             )
-            with self.watch.surveying(name, len(images)) as advance:
-                surveys[name] = survey(self.base, batches, self.split, room, advance)
-            room -= sum(t.numel() * t.element_size() for t in surveys[name].activations or [])
+        self.trunk = Trunk(base, split, precision)
+        self.surveyor = Surveyor(self.trunk, config, watch.surveying)
+
+    def survey(self, checkpoint: Checkpoint | None) -> dict[str, Survey]:
+        """One pass of the base over training and validation images, and what is decided before it."""
+        splits = {"train": self.task.train, "val": self.task.val}
+        present = {name: images for name, images in splits.items() if images is not None and len(images)}
+        # A resumed fit does not measure again: what it then decided could be another fit.
+        state = None if checkpoint is None else checkpoint.load()
+        decided = None if state is None else Decision(*state["cache"])
+        surveys = self.surveyor.survey(present, self.divergence, self.sample, decided)
+        if checkpoint is not None:
+            checkpoint.notes["cache"] = [self.surveyor.decision.keeps, self.surveyor.decision.why]
+        for line in self.notes():
+            self.watch.say(line)
         if not len(surveys["train"].labels):
             raise DataError(f"{self.task.name}: none of its training images could be read")
         return surveys
 
-    def uses_activations(self, surveys: dict[str, Survey]) -> bool:
-        return self.split is not None and all(found.activations is not None for found in surveys.values())
+    def notes(self) -> tuple[str, str]:
+        """What was decided about cache and precision, and why."""
+        precision = self.trunk.precision
+        return str(self.surveyor.decision), f"precision {precision.name}: {precision.why}"
+
+    def uses_cache(self, surveys: dict[str, Survey]) -> bool:
+        """Whether the patch is fitted on activations from the cache."""
+        return self.trunk.split is not None and all(found.cache is not None for found in surveys.values())
+
+    def close(self) -> None:
+        """Lets go of the caches."""
+        self.surveyor.close()
 
     def class_weights(self, labels: Tensor) -> Tensor | None:
         """Inverse of each class's share, 1 on average over the images; None unless balancing was asked
@@ -219,23 +239,17 @@ class _Job:
         return len(labels) / (len(self.task.classes) * counts.float())
 
     def fit_head(self, surveys: dict[str, Survey]) -> Patch:
-        """The head method's patch, fitted on the features of the survey with the same optimiser and
-        schedule.
-        """
+        """The head method's patch, solved on the features of the survey."""
         head_only = make_method("head").build(self.base, self.task.classes, seed=self.config.seed)
         assert head_only.head is not None
-        nn.init.zeros_(head_only.head.weight)
-        nn.init.zeros_(head_only.head.bias)
-        # A step costs microseconds: enough of them that few images and many classes converge too.
-        config = replace(self.config, epochs=max(self.config.epochs, 100), patience=None, precision="fp32")
         train_part, val_part = surveys["train"], surveys.get("val")
-        self.head_outcome = train(
-            HeadModel(head_only.head),
-            StoredExamples([train_part.features], train_part.labels, config.batch_size, config.seed),
-            None if val_part is None else StoredExamples([val_part.features], val_part.labels, 1024),
-            config,
+        self.head_outcome = solve_head(
+            head_only.head,
+            (train_part.features, train_part.labels),
+            None if val_part is None else (val_part.features, val_part.labels),
             class_weights=self.class_weights(train_part.labels),
-            accelerator=self.accelerator,
+            label_smoothing=self.config.label_smoothing,
+            device=self.accelerator.device,
         )
         return head_only.eval()
 
@@ -251,40 +265,35 @@ class _Job:
 
     def fit_patch(self, patch: Patch, surveys: dict[str, Survey], checkpoint: Checkpoint | None) -> Outcome:
         labels = surveys["train"].labels
+        model = self._model(patch)
+        if self.config.compile:
+            model.compile()
         return train(
-            self._model(patch, surveys),
-            self._examples("train", surveys),
-            self._examples("val", surveys) if "val" in surveys else None,
-            self.config,
+            model,
+            self._examples(surveys["train"], is_training=True),
+            self._examples(surveys["val"], is_training=False) if "val" in surveys else None,
+            replace(self.config, precision=self.trunk.precision.name),
             class_weights=self.class_weights(labels),
             checkpoint=checkpoint,
             progress=Progress(step=self.watch.step, epoch=self._finish_epoch),
             accelerator=self.accelerator,
         )
 
-    def _model(self, patch: Patch, surveys: dict[str, Survey]) -> nn.Module:
-        if self.split is not None and self.uses_activations(surveys):
-            return TailModel(self.split, patch)
-        return WholeModel(self.base, patch)
+    def _model(self, patch: Patch) -> nn.Module:
+        if self.trunk.split is None:
+            return WholeModel(self.base, patch)
+        return TailModel(self.trunk, patch, self.config.feature_noise)
 
-    def _examples(self, name: str, surveys: dict[str, Survey]) -> Examples:
-        config, is_training = self.config, name == "train"
-        found = surveys[name]
-        if self.uses_activations(surveys) and found.activations is not None:
-            return StoredExamples(
-                found.activations, found.labels, config.batch_size, config.seed if is_training else None
+    def _examples(self, found: Survey, is_training: bool) -> Examples:
+        config = self.config
+        if self.trunk.split is not None and found.cache is not None:
+            seed, views = (config.seed, config.fixed_views or 1) if is_training else (None, 1)
+            return CachedExamples(
+                found.cache, found.images.rows, found.labels, config.batch_size, seed, views
             )
-        images = self.task.train if is_training else self.task.val
-        assert images is not None
-        preprocessing = self.base.preprocessing
-        transform = (
-            training_transform(preprocessing, config.augment)
-            if is_training
-            else evaluation_transform(preprocessing)
-        )
-        return ImageExamples(
+        images = ImageExamples(
             load_batches(
-                images.with_transform(transform),
+                self._prepared(found.images, is_training),
                 batch_size=config.batch_size,
                 shuffle=is_training,
                 seed=config.seed,
@@ -292,6 +301,15 @@ class _Job:
                 on_bad=config.on_bad,
             )
         )
+        return images if self.trunk.split is None else TrunkExamples(images, self.trunk)
+
+    def _prepared(self, images: ImageSet, is_training: bool) -> ImageSet:
+        preprocessing, views = self.base.preprocessing, self.config.fixed_views
+        if not is_training or views == 1:
+            return images.with_transform(evaluation_transform(preprocessing))
+        if views is None:
+            return images.with_transform(training_transform(preprocessing, self.config.augment))
+        return images.with_views(preprocessing, self.config.augment, views)
 
     def _finish_epoch(self, epoch: Epoch) -> None:
         self.watch.epoch(epoch)
@@ -331,6 +349,8 @@ class _Job:
             seed=self.config.seed,
             epochs=len(outcome.history),
             seconds=seconds,
+            cache=self.notes()[0],
+            precision=self.notes()[1],
         )
         patch.info = patch.info.model_copy(update={"fitted_on": fitted_on, "figures": figures})
 

@@ -162,8 +162,10 @@ class _Run:
         self.model.train()
         total = _Total()
         for index, step in enumerate(self.training.epoch(number)):
-            if len(step.labels) < 2 and len(self.training) > 1:
-                continue  # one example has no batch statistics; it comes in another batch next time
+            if len(step.labels) == 1:
+                if len(self.training) > 1:
+                    continue  # one example has no batch statistics; it comes in another batch next time
+                step = Step([torch.cat([tensor, tensor]) for tensor in step.inputs], step.labels.repeat(2))
             logits, labels = self.answer(step)
             loss = cross_entropy(
                 logits, labels, weight=self.class_weights, label_smoothing=self.config.label_smoothing

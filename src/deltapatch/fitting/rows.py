@@ -170,6 +170,10 @@ class RowLayout:
         *activations, features = (section.take(rows, places) for section in self._sections)
         return activations, features
 
+    def decode_features(self, rows: np.ndarray, places: np.ndarray) -> Tensor:
+        """As `decode`, but only the features, fp32 of shape (N, features)."""
+        return self._sections[-1].take(rows, places)
+
     def _check(self, activations: Sequence[Tensor], features: Tensor) -> None:
         expected = [*zip(self.shapes, self.dtypes, strict=True)]
         found = [(tuple(tensor.shape[1:]), tensor.dtype) for tensor in activations]

@@ -190,7 +190,7 @@ class _Regression:
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:
-    return float((logits.argmax(1) == labels).float().mean())
+    return int((logits.argmax(1) == labels).sum()) / len(labels)
 
 
 def _follow(

@@ -1,5 +1,6 @@
 """The progress bar of a fit: loss, accuracy, images a second and time left; silent when switched off."""
 
+import logging
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from .history import Epoch
+
+logger = logging.getLogger(__name__)
 
 
 class FitWatch:
@@ -38,10 +41,17 @@ class FitWatch:
     ) -> None:
         self.bar.stop()
 
+    def say(self, line: str) -> None:
+        """Prints a line above the bars; logs it where there are none."""
+        if self.bar.disable:
+            logger.info(line)
+        else:
+            self.bar.console.print(line, markup=False, highlight=False)
+
     @contextmanager
-    def surveying(self, name: str, images: int) -> Generator[Callable[[int], None]]:
+    def surveying(self, label: str, images: int) -> Generator[Callable[[int], None]]:
         """A bar for one pass of the base over ``images`` images; yields what to call with the number done."""
-        task = self.bar.add_task(f"base on {name} images", total=images, figures="")
+        task = self.bar.add_task(label, total=images, figures="")
         started, done = time.perf_counter(), 0
 
         def advance(count: int) -> None:

@@ -21,28 +21,34 @@ def test_the_stages_of_the_demos_base_are_listed_with_their_joins_and_skips(run:
     assert "classifier: fc (128 features)" in ran.out
 
 
-def test_the_costs_are_the_parameters_of_the_published_patches(run: Any) -> None:
+def test_the_costs_are_the_parameters_of_the_patches(run: Any) -> None:
     base = load_base("demo")
     ran = run("anatomy", "demo")
-    costs = re.findall(r"│ (\d)(?: \(all\))? +│ ([\d,]+) ", ran.out)
+    costs = re.findall(r"│ (\d)(?: \(all\))? +│ (light|published) +│ ([\d,]+) ", ran.out)
+
+    def parameters(modules: int, kind: Any) -> str:
+        patch = Delta(modules=modules, norm="module", start="plain", module=kind).build(base)
+        return f"{patch.num_parameters():,}"
+
     assert costs == [
-        (
-            str(modules),
-            f"{Delta(modules=modules, norm='module', start='plain').build(base).num_parameters():,}",
-        )
+        (str(modules), kind, parameters(modules, kind))
         for modules in (1, 2, 3, 4)
+        for kind in ("light", "published")
     ]
-    # 3x3 convolutions 64 -> 32 -> 32, two norms of 32 and a linear layer 32 -> 3.
-    assert costs[0][1] == f"{9 * 64 * 32 + 9 * 32 * 32 + 2 * 2 * 32 + 32 * 3 + 3:,}"
+    # 3x3 convolutions 64 -> width -> width, two norms and a linear layer to 3 skips.
+    for (_, _, counted), width in zip(costs[:2], (16, 32), strict=True):
+        assert counted == f"{9 * 64 * width + 9 * width * width + 2 * 2 * width + width * 3 + 3:,}"
 
 
 def test_the_multiply_adds_are_those_of_the_convolutions(run: Any) -> None:
     ran = run("anatomy", "torchvision/resnet18", "--weights", "random", "--size", 64)
     assert ran.code == 0
     # The last stage of a ResNet-18 on 64 x 64 pixels is given 256 maps of 4 x 4.
-    expected = 16 * (9 * 256 * 128 + 9 * 128 * 128) + 128 * 3
-    row = next(line for line in ran.out.splitlines() if line.startswith("│ 1 "))
-    assert f"{expected / 1e6:.1f} M" in row
+    light = 4 * (9 * 256 * 32 + 9 * 32 * 32) + 32 * 3
+    published = 16 * (9 * 256 * 128 + 9 * 128 * 128) + 128 * 3
+    rows = [line for line in ran.out.splitlines() if line.startswith("│ 1 ")]
+    for row, expected in zip(rows, (light, published), strict=True):
+        assert f"{expected / 1e6:.1f} M" in row
 
 
 def test_a_base_without_stages_is_told_plainly(run: Any, base_file: Path) -> None:

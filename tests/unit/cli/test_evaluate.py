@@ -65,7 +65,8 @@ def test_classes_in_another_order_are_matched_by_name(evaluate: Any, tree: Path,
     )
     here, there = evaluate(tree), evaluate(data)
     assert here.pop("test/accuracy") == there.pop("test/accuracy") > 0.5
-    assert here == pytest.approx(there)
+    # Images come in another order, so that sums are rounded otherwise.
+    assert here == pytest.approx(there, rel=1e-4)
 
 
 def test_some_of_the_patchs_classes_are_enough(evaluate: Any, tmp_path: Path) -> None:

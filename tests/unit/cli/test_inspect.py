@@ -18,7 +18,7 @@ def test_everything_that_the_file_says_is_printed(run: Any, patch_file: Path) ->
     facts = [
         file_digest(patch_file),
         info.task,
-        "delta (modules=1, norm=both, start=zero-gain)",
+        "delta (modules=1, norm=both, start=zero-gain, module=light)",
         "layer4",
         "demo (printed characters) (from demo)",
         info.base.fingerprint,
@@ -41,7 +41,7 @@ def test_tensors_are_listed_on_demand(run: Any, patch_file: Path) -> None:
     listed = run("inspect", patch_file, "--tensors").out
     assert all(tensor in listed for tensor in Patch.load(patch_file).state_dict())
     line = next(line for line in listed.splitlines() if name in line)
-    assert line.split() == [name, "float32", "(3,", "32)"]
+    assert line.split() == [name, "float32", "(3,", "16)"]
 
 
 def test_json_parses_and_is_the_description_of_the_file(run: Any, patch_file: Path) -> None:

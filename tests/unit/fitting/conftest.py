@@ -43,7 +43,7 @@ def task_with_bad_images(tmp_path: Path) -> TaskData:
 
 @pytest.fixture
 def fit(base: Base) -> Fit:
-    """A short fit without a progress bar; keyword arguments go into its `FitConfig`."""
+    """A short fit without a progress bar; in fp32; keyword arguments go into its `FitConfig`."""
 
     def run(
         task: TaskData,
@@ -58,7 +58,7 @@ def fit(base: Base) -> Fit:
             on or base,
             task,
             method or Delta(modules=1),
-            FitConfig(**{"epochs": 2, **options}),
+            FitConfig(**{"epochs": 2, "precision": "fp32", **options}),
             checkpoint=checkpoint,
             resume=resume,
             progress=False,

@@ -22,7 +22,9 @@ from deltapatch.fitting.config import FitConfig
         ("label_smoothing", 1.0),
         ("label_smoothing", -0.1),
         ("patience", 0),
-        ("keep_megabytes", -1),
+        ("views", 0),
+        ("views", 2),
+        ("feature_noise", -0.1),
         ("validation", 0.0),
         ("validation", 1.0),
         ("seed", -1),
@@ -37,7 +39,9 @@ def test_a_value_that_makes_no_fit_is_refused_with_its_name(field: str, value: A
 
 def test_the_limits_themselves_are_allowed() -> None:
     FitConfig(epochs=1, batch_size=1, weight_decay=0.0, label_smoothing=0.0, patience=1, seed=2**32 - 1)
-    FitConfig(patience=None, keep_megabytes=0, workers=0, seed=0)
+    FitConfig(patience=None, views=1, workers=0, seed=0)
+    FitConfig(augment="flip", views=2)
+    FitConfig(augment="crop", views=8)
 
 
 def test_a_configuration_cannot_be_changed_afterwards() -> None:

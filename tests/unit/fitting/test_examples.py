@@ -2,17 +2,11 @@
 
 from typing import Any
 
-import pytest
 import torch
-from torch import Tensor
 
 from deltapatch.base import Base
 from deltapatch.data import Batches, TaskData, evaluation_transform, load_batches
-from deltapatch.fitting.examples import ImageExamples, StoredExamples, Survey, survey, total_bad
-from deltapatch.patch import pooled
-from deltapatch.split import split_before
-
-PLENTY = 2**30
+from deltapatch.fitting.examples import ImageExamples, StoredExamples
 
 
 def _rows(examples: Any, epoch: int) -> list[int]:
@@ -63,77 +57,3 @@ def test_bad_images_are_noted_once_and_passed_over(base: Base, task_with_bad_ima
     for epoch in (1, 2):
         assert len(_rows(examples, epoch)) == 24
     assert len(examples.bad) == 2
-
-
-# --- the survey -------------------------------------------------------------------------------------------
-
-
-def _survey(base: Base, task: TaskData, path: str | None, room: int = PLENTY) -> Survey:
-    return survey(base, _batches(base, task), split_before(base, path) if path else None, room)
-
-
-@torch.no_grad()
-def _seen_by(base: Base, path: str, images: Tensor) -> Tensor:
-    seen: list[Tensor] = []
-    handle = base.submodule(path).register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
-    base.module(images)
-    handle.remove()
-    return seen[0]
-
-
-def test_a_survey_keeps_what_classifier_and_divergence_are_given(base: Base, task: TaskData) -> None:
-    found = _survey(base, task, "layer4.0")
-    first = next(iter(_batches(base, task)))
-    assert found.activations is not None
-    assert torch.equal(found.activations[0][:10], _seen_by(base, "layer4.0", first.images))
-    assert torch.equal(found.features[:10], pooled(_seen_by(base, "fc", first.images), "NC"))
-    assert task.train is not None
-    assert found.labels.tolist() == task.train.labels.tolist()
-    assert found.features.shape == (64, 128)
-
-
-def test_activations_are_dropped_whole_where_they_do_not_fit_and_features_stay(
-    base: Base, task: TaskData
-) -> None:
-    whole = _survey(base, task, "layer4.0")
-    assert whole.activations is not None
-    size = sum(tensor.numel() * tensor.element_size() for tensor in whole.activations)
-    assert _survey(base, task, "layer4.0", room=size).activations is not None
-    cramped = _survey(base, task, "layer4.0", room=size - 1)
-    assert cramped.activations is None
-    assert torch.equal(cramped.features, whole.features)
-
-
-def test_without_a_split_only_features_are_kept(base: Base, task: TaskData) -> None:
-    assert _survey(base, task, None).activations is None
-
-
-def test_a_survey_counts_bad_images_and_says_how_far_it_is(
-    base: Base, task_with_bad_images: TaskData
-) -> None:
-    done: list[int] = []
-    found = survey(base, _batches(base, task_with_bad_images), None, 0, done.append)
-    assert sum(done) == len(found.labels) == len(found.features) == 24
-    assert len(found.bad) == 2
-    assert total_bad([found, found]) == 4
-
-
-def test_a_survey_of_no_images_is_empty(base: Base, task: TaskData) -> None:
-    assert task.train is not None
-    images = task.train.subset([]).with_transform(evaluation_transform(base.preprocessing))
-    found = survey(base, load_batches(images, batch_size=4, shuffle=False), None, 0)
-    assert found.features.shape == (0, 128)
-    assert found.labels.shape == (0,)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_a_survey_runs_the_base_in_eval_mode_whatever_its_mode_is(
-    base: Base, task: TaskData, training: bool
-) -> None:
-    expected = _survey(base, task, None).features
-    base.module.train(training)
-    try:
-        assert torch.equal(_survey(base, task, None).features, expected)
-        assert base.module.training == training
-    finally:
-        base.module.eval()

@@ -37,7 +37,7 @@ def _same_parameters(first: nn.Module, second: nn.Module) -> bool:
 # --- the base ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"keep_megabytes": 0}, {"augment": "crop"}, {"precision": "bf16"}])
+@pytest.mark.parametrize("options", [{}, {"cache": "off"}, {"augment": "crop"}, {"precision": "bf16"}])
 def test_the_base_is_bit_identical_before_during_and_after_a_fit(
     base: Base, task: TaskData, fit: Any, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
@@ -87,9 +87,9 @@ def _own_module() -> nn.Module:
 
 
 @pytest.mark.parametrize("end", ["finished", "interrupted", "failed"])
-@pytest.mark.parametrize("keep_megabytes", [0, 100], ids=["trunk anew", "trunk kept"])
+@pytest.mark.parametrize("cache", ["off", "on"])
 def test_the_callers_module_keeps_its_modes_gradient_flags_and_values(
-    task: TaskData, fit: Any, at_step: Any, end: str, keep_megabytes: int
+    task: TaskData, fit: Any, at_step: Any, end: str, cache: str
 ) -> None:
     module = _own_module()
     values, modes = copied_state(module), [part.training for part in module.modules()]
@@ -103,9 +103,9 @@ def test_the_callers_module_keeps_its_modes_gradient_flags_and_values(
     on = load_base(module, size=32, mean=PREPROCESSING.mean, std=PREPROCESSING.std)
     if end == "failed":
         with pytest.raises(ZeroDivisionError):
-            fit(task, on=on, keep_megabytes=keep_megabytes)
+            fit(task, on=on, cache=cache)
     else:
-        assert fit(task, on=on, keep_megabytes=keep_megabytes).interrupted == (end == "interrupted")
+        assert fit(task, on=on, cache=cache).interrupted == (end == "interrupted")
     assert same_state(module, values)
     assert [part.training for part in module.modules()] == modes
     assert [parameter.requires_grad for parameter in module.parameters()] == flags
@@ -134,14 +134,12 @@ def test_the_callers_random_numbers_go_on_as_if_there_had_been_no_fit(task: Task
 def test_ctrl_c_before_the_patch_itself_has_begun_ends_the_fit(
     task: TaskData, fit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The head is fitted first; were its interruption only noted, the longer part would just go on."""
-    steps = iter(range(3))
+    """The head is solved first; were its interruption only noted, the longer part would just go on."""
 
-    def press_ctrl_c(self: object, *sizes: float) -> None:
-        if next(steps) == 2:
-            raise KeyboardInterrupt
+    def press_ctrl_c(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr("deltapatch.fitting.loop._Total.add", press_ctrl_c)
+    monkeypatch.setattr("deltapatch.fitting.solver.cross_entropy", press_ctrl_c)
     with pytest.raises(KeyboardInterrupt):
         fit(task)
 
@@ -156,21 +154,11 @@ def test_the_same_seed_gives_the_same_patch_and_another_seed_another(task: TaskD
     assert not _same_parameters(first, fit(task, seed=4).patch)
 
 
-@pytest.mark.parametrize("method", [Delta(modules=1), Delta()], ids=["last stage", "all stages"])
-def test_keeping_trunk_activations_gives_bit_for_bit_the_patch_of_running_the_trunk_anew(
-    task: TaskData, fit: Any, method: Delta
-) -> None:
-    kept = fit(task, method)
-    anew = fit(task, method, keep_megabytes=0)
-    assert (kept.trunk_kept, anew.trunk_kept) == (True, False)
-    assert _same_parameters(kept.patch, anew.patch)
-
-
 @pytest.mark.parametrize("options", [{"augment": "crop"}, {"precision": "bf16"}, {"label_smoothing": 0.2}])
 def test_an_option_changes_the_patch_and_it_stays_finite_in_full_precision(
     task: TaskData, fit: Any, options: dict[str, Any]
 ) -> None:
-    plain, changed = fit(task, keep_megabytes=0), fit(task, keep_megabytes=0, **options)
+    plain, changed = fit(task, cache="off"), fit(task, cache="off", **options)
     assert not _same_parameters(plain.patch, changed.patch)
     for parameter in changed.patch.parameters():
         assert parameter.dtype == torch.float32

@@ -17,9 +17,9 @@ from deltapatch.evaluation.answers import answer
 from deltapatch.fitting import fit as fitting
 
 
-@pytest.mark.parametrize("options", [{}, {"keep_megabytes": 0}], ids=["trunk kept", "trunk anew"])
+@pytest.mark.parametrize("options", [{"cache": "on"}, {"cache": "off"}], ids=["cached", "anew"])
 def test_unreadable_images_are_left_out_counted_and_each_reported_once(
-    task_with_bad_images: TaskData, fit: Any, caplog: pytest.LogCaptureFixture, options: dict[str, int]
+    task_with_bad_images: TaskData, fit: Any, caplog: pytest.LogCaptureFixture, options: dict[str, str]
 ) -> None:
     with caplog.at_level(logging.WARNING):
         result = fit(task_with_bad_images, **options)
@@ -56,15 +56,18 @@ def test_a_fit_without_any_readable_training_image_is_an_error(tmp_path: Path, f
 
 
 def _weights_given(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The class weights that each training loop of the next fits is given."""
+    """The class weights that head and patch of the next fits are fitted with."""
     given: list[Any] = []
-    train = fitting.train
 
-    def noted(*arguments: Any, class_weights: Any, **options: Any) -> Any:
-        given.append(class_weights)
-        return train(*arguments, class_weights=class_weights, **options)
+    def noting(fitted_by: Any) -> Any:
+        def noted(*arguments: Any, class_weights: Any, **options: Any) -> Any:
+            given.append(class_weights)
+            return fitted_by(*arguments, class_weights=class_weights, **options)
 
-    monkeypatch.setattr(fitting, "train", noted)
+        return noted
+
+    monkeypatch.setattr(fitting, "train", noting(fitting.train))
+    monkeypatch.setattr(fitting, "solve_head", noting(fitting.solve_head))
     return given
 
 

@@ -8,7 +8,7 @@ from deltapatch.fitting.watching import FitWatch
 
 def _watch(enabled: bool) -> None:
     with FitWatch(enabled, epochs=2) as watch:
-        with watch.surveying("train", 8) as advance:
+        with watch.surveying("base on train images", 8) as advance:
             advance(8)
         watch.step(1, 1, 4, 0.5, 0.75)
         watch.epoch(Epoch(1, 0.5, 0.75, 0.25, 0.875, 1e-3, 0.1))
