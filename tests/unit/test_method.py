@@ -52,7 +52,11 @@ def test_a_method_cannot_be_changed_once_it_is_made(name: str) -> None:
     ("name", "configuration", "message"),
     [
         ("dleta", {}, "there is no method 'dleta'; known methods are: .*delta, .*head"),
-        ("delta", {"module": 1}, "method 'delta' has no option 'module'; it has: modules, norm, start$"),
+        (
+            "delta",
+            {"moduls": 1},
+            "method 'delta' has no option 'moduls'; it has: modules, norm, start, module$",
+        ),
         ("delta", {"modules": "many"}, "method 'delta': modules.*was 'many'"),
         ("delta", {"modules": 0}, "modules must be 1 or more stages or 'all', not 0"),
         ("delta", {"norm": "layer"}, "method 'delta': norm: .*was 'layer'"),

@@ -18,7 +18,7 @@ def test_everything_that_the_file_says_is_printed(run: Any, patch_file: Path) ->
     facts = [
         file_digest(patch_file),
         info.task,
-        "delta (modules=1, norm=both, start=zero-gain, module=light)",
+        "delta (module=light, modules=1, norm=both, start=zero-gain)",
         "layer4",
         "demo (printed characters) (from demo)",
         info.base.fingerprint,
