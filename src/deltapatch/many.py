@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .acting import head_touches, touches_of
 from .base import Base
+from .compiling import CompiledAnswers
 from .joint import Rows
 from .patch import Patch, pooled
 from .split import Split, Walk, divergence_of, split_before, walk
@@ -42,11 +43,14 @@ class _Kind:
 class JointAnswers:
     """Answers of many patches of one base, each the same as the patch alone gives, within rounding.
 
+    With ``compiled`` the tails run through `torch.compile`; the base itself does not.
+
     What it remembers are splits and proofs; they depend on the base alone, so any thread may use it.
     """
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: Base, compiled: CompiledAnswers | None = None) -> None:
         self.base = base
+        self.compiled = compiled
         self._splits: dict[str, Split | None] = {}
         self._folds: dict[_Kind, _Fold | None] = {}
 
@@ -132,7 +136,10 @@ class JointAnswers:
     def _fold_or_loop(
         self, kind: _Kind, split: Split, given: list[Tensor], patches: list[Patch], rows: Rows
     ) -> list[Any]:
-        fold = self._fold(kind, split, patches) if len(patches) > 1 else None
+        can_fold = len(patches) > 1 or self.compiled is not None
+        fold = self._fold(kind, split, patches) if can_fold else None
+        if fold is not None and self.compiled is not None:
+            return self.compiled.answers((kind, fold.repeats_first), fold.answers, given, patches, rows)
         if fold is not None:
             return fold.answers(given, patches, rows)
         pieces = zip(*(rows.split(tensor) for tensor in given), strict=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .acting import touches_of
 from .base import Base
+from .compiling import CompiledAnswers
 from .errors import DeltapatchError, DeltapatchWarning
 from .file import check_patch_name
 from .info import PatchInfo
@@ -58,7 +59,7 @@ class PatchedModel(nn.Module):
         ...     detector(images)            # anything that holds the base's modules
     """
 
-    def __init__(self, base: Base, budget: int | None = None) -> None:
+    def __init__(self, base: Base, budget: int | None = None, compile: bool = False) -> None:
         """A base without patches.
 
         Args:
@@ -67,6 +68,9 @@ class PatchedModel(nn.Module):
             that
                 were not used for longest leave it. A call that names more patches than fit holds them while
                 it runs.
+            compile: whether `all` and mixed batches run tails through `torch.compile`: once for all patches
+            of a
+                kind, for each number of patches and shape of batch. The base itself is never compiled.
         """
         super().__init__()
         self.base = base
@@ -74,7 +78,7 @@ class PatchedModel(nn.Module):
         # Never changed, only exchanged: who reads it sees the patches of one moment.
         self._patches: Mapping[str, Patch | Attached] = {}
         self._default: str | None = None
-        self._joint = JointAnswers(base)
+        self._joint = JointAnswers(base, CompiledAnswers() if compile else None)
         self._residency = Residency(lambda: self.base.device, budget)
         self.eval()
 
@@ -333,7 +337,9 @@ class PatchedModel(nn.Module):
         return [patch for patch in self._patches.values() if isinstance(patch, Patch)]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PatchedModel":
-        copied = PatchedModel(deepcopy(self.base, memo), self._residency.budget)
+        copied = PatchedModel(
+            deepcopy(self.base, memo), self._residency.budget, self._joint.compiled is not None
+        )
         memo[id(self)] = copied
         copied._residency.conversions += self._residency.conversions
         copied._patches = {

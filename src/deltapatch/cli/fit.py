@@ -48,6 +48,16 @@ def command(
         float | None, typer.Option("--learning-rate", "--lr", show_default=False)
     ] = None,
     augment: Annotated[str, typer.Option(help="none, flip, crop or standard.")] = "none",
+    views: Annotated[
+        int | None,
+        typer.Option(help="Fixed versions of each image to augment with; 1: none.", show_default=False),
+    ] = None,
+    feature_noise: Annotated[
+        float, typer.Option(help="Noise on trunk activations, relative to theirs.")
+    ] = 0.0,
+    cache: Annotated[str, typer.Option(help="Keep trunk activations on disk: auto, on or off.")] = "auto",
+    cache_dtype: Annotated[str, typer.Option(help="How they are kept: bf16, fp32 or int8.")] = "bf16",
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile, for long fits.")] = False,
     balance: Annotated[bool, typer.Option(help="Weigh rare classes up.")] = False,
     patience: Annotated[int, typer.Option(help="Stop after so many epochs without gain; 0: never.")] = 10,
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
@@ -80,6 +90,11 @@ def command(
         "epochs": epochs,
         "batch_size": batch_size,
         "augment": augment,
+        "views": views,
+        "feature_noise": feature_noise,
+        "cache": cache,
+        "cache_dtype": cache_dtype,
+        "compile": compile,
         "balance": balance,
         "patience": patience or None,
         "precision": precision,

@@ -61,6 +61,7 @@ def command(
             f" {fitted.bad_images} unreadable; seed {fitted.seed}, {fitted.epochs} epochs,"
             f" {fitted.seconds:.0f} s"
         )
+        facts["computed"] = "; ".join(line for line in (fitted.precision, fitted.cache) if line)
     for label, value in facts.items():
         if value:
             typer.echo(f"{label:<14} {value}")

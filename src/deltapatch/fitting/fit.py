@@ -191,13 +191,15 @@ class _Job:
         assert task.train is not None
         self.sample = sample(task.train, base.preprocessing)
         precision = choose_precision(config.precision, base, self.sample.images.to(base.device))
-        split = None if self.divergence is None else split_before(base, self.divergence)
+        prepared = precision.prepared(base)
+        with precision.context():
+            split = None if self.divergence is None else split_before(prepared, self.divergence)
         if config.feature_noise and split is None and self.divergence is not None:
             raise DeltapatchError(
                 f"feature_noise needs a base that can be cut at {self.divergence}, and {base.name} cannot;"
                 " leave it out"
             )
-        self.trunk = Trunk(base, split, precision)
+        self.trunk = Trunk(prepared, split, precision)
         self.surveyor = Surveyor(self.trunk, config, watch.surveying)
 
     def survey(self, checkpoint: Checkpoint | None) -> dict[str, Survey]:

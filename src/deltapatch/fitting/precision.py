@@ -1,11 +1,12 @@
 """In what number format a fit computes: bf16 where the processor has it and the base bears it."""
 
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..base import Base
 from ..patch import pooled
@@ -43,6 +44,22 @@ class Precision:
         if not self.mixed or tensor.ndim != 4:
             return tensor
         return tensor.contiguous(memory_format=torch.channels_last)
+
+    def prepared(self, base: Base) -> Base:
+        """The base as it is computed with: itself in fp32, and in bf16 a copy whose weights are cast once.
+
+        Otherwise every step would cast them anew. Only plain convolutions and linear layers are changed; what
+        standardises or otherwise computes with its weights keeps them.
+        """
+        if not self.mixed:
+            return base
+        copied = Base(deepcopy(base.module), base.name, base.source, base.preprocessing, base.classes)
+        copied.__dict__.update(anatomy=base.anatomy, fingerprint=base.fingerprint)
+        for module in copied.module.modules():
+            if type(module) in (nn.Conv2d, nn.Linear):
+                weight = self.arranged(cast(Tensor, module.weight).detach().to(torch.bfloat16))
+                module.weight = nn.Parameter(weight, requires_grad=False)
+        return copied
 
 
 def choose_precision(wanted: Literal["auto", "fp32", "bf16"], base: Base, images: Tensor) -> Precision:
@@ -83,12 +100,13 @@ def _feature_error(base: Base, images: Tensor, mixed: Precision) -> float:
     """Length of the difference of the pooled features, relative to their length without their mean."""
     layout = base.anatomy.head.layout
 
-    def features(given: Tensor) -> Tensor:
-        found = walk(base, given, [], to_end=True).features
+    def features(of: Base, given: Tensor) -> Tensor:
+        found = walk(of, given, [], to_end=True).features
         assert found is not None
         return pooled(found, layout).float()
 
-    exact = features(images)
+    exact = features(base, images)
     with mixed.context():
-        rounded = features(mixed.arranged(images))
+        prepared = mixed.prepared(base)
+        rounded = features(prepared, mixed.arranged(images.to(prepared.dtype)))
     return float((rounded - exact).norm() / exact.norm().clamp_min(torch.finfo(torch.float32).tiny))

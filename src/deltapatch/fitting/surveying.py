@@ -31,7 +31,7 @@ class Trunk:
     """The frozen part that all images of a fit run through.
 
     Attributes:
-        base: the base.
+        base: the base as it is computed with; see `Precision.prepared`.
         split: where the patch begins; None where it touches nothing, or the base cannot be cut there.
         precision: what it computes in.
     """

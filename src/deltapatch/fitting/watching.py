@@ -46,7 +46,7 @@ class FitWatch:
         if self.bar.disable:
             logger.info(line)
         else:
-            self.bar.console.print(line, markup=False, highlight=False)
+            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def surveying(self, label: str, images: int) -> Generator[Callable[[int], None]]:
