@@ -23,20 +23,20 @@ def variants(modules: int | str, epochs: int) -> dict[str, tuple[Delta, FitConfi
     """Name -> what is compared. All train with the same schedule and no early stop."""
     config = FitConfig(epochs=epochs, learning_rate=1e-3, patience=None)
     return {
-        "zero-gain, both": (Delta(modules, "both", "zero-gain"), config),
-        "zero-gain, sum": (Delta(modules, "sum", "zero-gain"), config),
+        "zero-gain, both": (Delta(modules, "both", "zero-gain", "published"), config),
+        "zero-gain, sum": (Delta(modules, "sum", "zero-gain", "published"), config),
         "zero-gain, both, rate 3e-3": (
-            Delta(modules, "both", "zero-gain"),
+            Delta(modules, "both", "zero-gain", "published"),
             replace(config, learning_rate=3e-3),
         ),
         "zero-gain, both, new head": (
-            Delta(modules, "both", "zero-gain"),
+            Delta(modules, "both", "zero-gain", "published"),
             replace(config, start_from_head=False),
         ),
-        "plain, module": (Delta(modules, "module", "plain"), config),
-        "plain, both": (Delta(modules, "both", "plain"), config),
-        "identity, module": (Delta(modules, "module", "identity"), config),
-        "identity, both": (Delta(modules, "both", "identity"), config),
+        "plain, module": (Delta(modules, "module", "plain", "published"), config),
+        "plain, both": (Delta(modules, "both", "plain", "published"), config),
+        "identity, module": (Delta(modules, "module", "identity", "published"), config),
+        "identity, both": (Delta(modules, "both", "identity", "published"), config),
     }
 
 

@@ -44,3 +44,7 @@ class ImageError(DataError):
 
 class DeltapatchWarning(UserWarning):
     """Something that works but that the user should know about."""
+
+
+class CacheError(DeltapatchError):
+    """The trunk cache cannot be made, read or written; what was filled before stays."""

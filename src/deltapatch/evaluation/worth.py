@@ -92,7 +92,7 @@ def write_fit_report(
         "unreadable images left out": len(result.bad_images) + worth.patch.skipped,
         "epochs": f"{len(result.history)}, best {result.best_epoch}",
         "seed": info.fitted_on.seed if info.fitted_on else 0,
-        "trunk": "ran once an image" if result.trunk_kept else "ran in every epoch",
+        "computed": "; ".join(result.notes),
     }
     sentence = "is" if worth.base_unchanged else "IS NOT"
     write_report(

@@ -26,7 +26,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from ..errors import DeltapatchError
+from ..errors import CacheError, DeltapatchError
 from .cache_folders import (
     BAD,
     FILLED,
@@ -125,7 +125,7 @@ class TrunkCache:
                 os.utime(folder / MANIFEST)
                 return cls(folder, identity, layout)
         except OSError as error:
-            raise DeltapatchError(
+            raise CacheError(
                 f"{error.filename or folder}: the trunk cache cannot be opened: {error.strerror}; set"
                 " DELTAPATCH_CACHE to a folder where files can be written"
             ) from error
@@ -283,7 +283,7 @@ class TrunkCache:
         except FileNotFoundError:
             same = False
         if not same:
-            raise DeltapatchError(f"{self.path}: the trunk cache was deleted after it was opened; fit again")
+            raise CacheError(f"{self.path}: the trunk cache was deleted after it was opened; fit again")
 
     def _mark(self, places: np.ndarray, state: int, sums: Sequence[int] = ()) -> None:
         marks = np.zeros(len(places), MARK)
@@ -299,11 +299,11 @@ class TrunkCache:
             yield
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise DeltapatchError(
+                raise CacheError(
                     f"{self.path}: the trunk cache cannot be written: {error.strerror}; check the disk"
                 ) from error
             needed = int((self._marks["state"] == MISSING).sum()) * self.layout.stride
-            raise DeltapatchError(
+            raise CacheError(
                 f"{self.path}: the disk is full: {shutil.disk_usage(self.path).free:,} bytes are free, and"
                 f" the rest of the trunk cache needs {needed:,}; free some space (deltapatch cache clear) or"
                 " set DELTAPATCH_CACHE to a folder on a larger disk; what is filled stays"

@@ -1,6 +1,7 @@
 """One pass of the base over a task's images: features for the head, trunk activations for all epochs."""
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -14,13 +15,15 @@ from torch import Tensor
 
 from ..base import Base
 from ..data import BadImage, Batch, ImageSet, load_batches
-from ..errors import DeltapatchError
+from ..errors import CacheError
 from ..patch import pooled
 from ..split import Split, walk
 from .cache import CacheIdentity, RowLayout, TrunkCache, cache_root, sweep
 from .config import FitConfig
 from .deciding import Costs, Decision, Sample, decide, impossible
 from .precision import Precision
+
+logger = logging.getLogger(__name__)
 
 Watch = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Opens a progress bar for so many images; the context gives what to call with the number done."""
@@ -89,6 +92,7 @@ class Surveyor:
         self.watch = watch
         self.decision = Decision(False, "")
         self.caches: dict[str, TrunkCache] = {}
+        self._layout: RowLayout | None = None
 
     def survey(
         self, splits: dict[str, ImageSet], divergence: str | None, sample: Sample, decided: Decision | None
@@ -106,10 +110,12 @@ class Surveyor:
             return {name: self._in_memory(name, images) for name, images in splits.items()}
         try:
             return {name: self._on_disk(name, images, sample) for name, images in splits.items()}
-        except DeltapatchError as error:
+        except CacheError as error:
             if self.config.cache == "on":
                 raise
-            self.decision = Decision(False, str(error))
+            # The reason goes into the patch file, where the paths of this machine have no place.
+            logger.warning("%s; this fit goes on without a trunk cache.", error)
+            self.decision = Decision(False, "its folder cannot be used, or its disk is full")
             return {name: self._in_memory(name, images) for name, images in splits.items()}
         finally:
             for cache in self.caches.values():
@@ -120,8 +126,7 @@ class Surveyor:
         if no_choice is not None:
             return no_choice
         views = self.config.fixed_views or 1
-        activations, features = self.trunk.features(sample.images)
-        layout = RowLayout.of(activations, features, self.config.cache_dtype)
+        layout = self._layout_of(sample)
         if self.trunk.split is None:
             return Decision(True, f"features alone, {layout.stride} bytes an image, for later fits")
         started = time.perf_counter()
@@ -131,6 +136,12 @@ class Surveyor:
         rows = sum(len(found) * (views if name == "train" else 1) for name, found in splits.items())
         costs = Costs(seconds, layout.stride, self._missing(splits, layout), rows, images, _free_bytes())
         return decide(self.config, costs)
+
+    def _layout_of(self, sample: Sample) -> RowLayout:
+        """How rows are laid out: read off what the trunk gives for a few images."""
+        if self._layout is None:
+            self._layout = RowLayout.of(*self.trunk.features(sample.images), self.config.cache_dtype)
+        return self._layout
 
     def _missing(self, splits: dict[str, ImageSet], layout: RowLayout) -> int:
         """Rows that no cache has yet; makes none."""
@@ -158,9 +169,7 @@ class Surveyor:
         return Survey(readable, found, torch.from_numpy(readable.labels), tuple(bad), None)
 
     def _on_disk(self, name: str, images: ImageSet, sample: Sample) -> Survey:
-        activations, features = self.trunk.features(sample.images)
-        layout = RowLayout.of(activations, features, self.config.cache_dtype)
-        cache = self._opened(images, layout)
+        cache = self._opened(images, self._layout_of(sample))
         bad: dict[str, BadImage] = {}
         with cache.filling():
             for view in self._views(name):

@@ -199,14 +199,14 @@ def test_without_a_place_only_features_are_kept(task: TaskData, surveys: Surveys
 
 
 def test_a_folder_that_cannot_be_written_switches_the_cache_off_and_says_so(
-    task: TaskData, surveys: Surveys, root: Path
+    task: TaskData, surveys: Surveys, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root.parent.mkdir(exist_ok=True)
     root.write_text("a file where the folder should be")
     found, surveyor = surveys(task, cache="auto", epochs=1000)
     assert found["train"].cache is None
-    assert "trunk cache off: " in str(surveyor.decision)
-    assert "cannot be opened" in str(surveyor.decision)
+    assert str(surveyor.decision) == "trunk cache off: its folder cannot be used, or its disk is full"
+    assert str(root) in caplog.text
     with pytest.raises(DeltapatchError, match="cannot be opened"):
         surveys(task, cache="on")
 
