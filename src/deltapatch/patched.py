@@ -65,12 +65,9 @@ class PatchedModel(nn.Module):
         Args:
             base: the frozen model.
             budget: bytes that the tensors of attached files may take in memory; None for no limit. Patches
-            that
-                were not used for longest leave it. A call that names more patches than fit holds them while
-                it runs.
+                that were not used for longest leave it. A call that names more than fit holds them all.
             compile: whether `all` and mixed batches run tails through `torch.compile`: once for all patches
-            of a
-                kind, for each number of patches and shape of batch. The base itself is never compiled.
+                of a kind, for each number of patches and shape of batch. The base is never compiled.
         """
         super().__init__()
         self.base = base
@@ -78,7 +75,8 @@ class PatchedModel(nn.Module):
         # Never changed, only exchanged: who reads it sees the patches of one moment.
         self._patches: Mapping[str, Patch | Attached] = {}
         self._default: str | None = None
-        self._joint = JointAnswers(base, CompiledAnswers() if compile else None)
+        self._compile = compile
+        self._joint = self._new_joint()
         self._residency = Residency(lambda: self.base.device, budget)
         self.eval()
 
@@ -331,15 +329,18 @@ class PatchedModel(nn.Module):
         for patch in self._added():
             patch._apply(fn, recurse)
         self._residency.convert(fn)
+        # Splits and compiled graphs hold tensors of the old device and type.
+        self._joint = self._new_joint()
         return self
+
+    def _new_joint(self) -> JointAnswers:
+        return JointAnswers(self.base, CompiledAnswers() if self._compile else None)
 
     def _added(self) -> list[Patch]:
         return [patch for patch in self._patches.values() if isinstance(patch, Patch)]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PatchedModel":
-        copied = PatchedModel(
-            deepcopy(self.base, memo), self._residency.budget, self._joint.compiled is not None
-        )
+        copied = PatchedModel(deepcopy(self.base, memo), self._residency.budget, self._compile)
         memo[id(self)] = copied
         copied._residency.conversions += self._residency.conversions
         copied._patches = {

@@ -189,6 +189,19 @@ def test_no_gradient_flows_and_none_is_asked_for() -> None:
 
 
 @torch.no_grad()
+def test_patches_follow_the_model_to_another_type() -> None:
+    """What was noted about the base in the old type must not be used with the new one."""
+    model = _model(_base(), Delta(modules=1), Head())
+    images = model.base.example(3)
+    before = model.all(images)
+    model.double()
+    after = model.all(images.double())
+    assert {answer.dtype for answer in after.values()} == {torch.float64}
+    for name, answer in before.items():
+        torch.testing.assert_close(after[name].float(), answer, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
 def test_a_patch_without_a_head_returns_what_the_base_returns() -> None:
     base = _base()
     model = PatchedModel(base)
