@@ -13,6 +13,7 @@ from deltapatch.loading import load_base
 from deltapatch.methods.delta import Delta
 from deltapatch.methods.head import Head
 from deltapatch.patched import PatchedModel
+from deltapatch.trees import tensors_in
 
 
 def _base(build: Callable[[], nn.Module] = OwnNet) -> Base:
@@ -196,6 +197,9 @@ def test_patches_follow_the_model_to_another_type() -> None:
     before = model.all(images)
     model.double()
     after = model.all(images.double())
+    (split,) = model._joint._splits.values()
+    held = [tensor for template in split.placeholders.values() for tensor in tensors_in(template)]
+    assert {tensor.dtype for tensor in held} == {torch.float64}
     assert {answer.dtype for answer in after.values()} == {torch.float64}
     for name, answer in before.items():
         torch.testing.assert_close(after[name].float(), answer, rtol=1e-4, atol=1e-4)
