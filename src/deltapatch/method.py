@@ -24,9 +24,9 @@ class Method(ABC):
     """A kind of patch. A subclass is a frozen dataclass of plain values, registered with `register_method`.
 
     `site_type` is a frozen dataclass of plain values too: sites are stored in the patch file, so that a
-    patch can
-    be built again without its base, and compared with the base's anatomy when it is added to one. `absent`
-    gives the values of options that files lack because they were written before there was such an option.
+    patch can be built again without its base, and compared with the base's anatomy when it is added to one.
+    `absent` gives the values of options that files lack because they were written before there was such an
+    option.
     """
 
     name: ClassVar[str]

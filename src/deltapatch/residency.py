@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from itertools import count
-from math import prod
 from pathlib import Path
 from threading import Lock
 
@@ -55,8 +54,7 @@ class Shelf:
         row = self.free.pop()
         state = {name: self.tensors[name][row].copy_(tensor) for name, tensor in patch.state_dict().items()}
         patch.load_state_dict(state, assign=True)
-        for module in patch.modules():
-            module.requires_grad_(False)
+        patch.requires_grad_(False)
         # Only an append: the collector may run it at any moment, in any thread.
         weakref.finalize(patch, self.free.append, row)
         return patch
@@ -75,7 +73,6 @@ class Attached:
         path: the file.
         info: what its header says.
         stamp: size and modification time when it was attached.
-        bytes: of its tensors.
         patch: the patch while it is in memory.
         last_used: a number that grows with every use.
     """
@@ -83,7 +80,6 @@ class Attached:
     path: Path
     info: PatchInfo
     stamp: tuple[int, int]
-    bytes: int
     patch: Patch | None = None
     last_used: int = 0
 
@@ -94,9 +90,10 @@ class Residency:
 
     Attributes:
         device: where they are computed.
-        budget: bytes that their tensors may take; None for no limit. A single patch is loaded whatever it
-        takes. conversions: applied to every tensor that is loaded, such as a change of type; see
-        `nn.Module._apply`. changing: held while the set of patches is exchanged for another one.
+        budget: bytes that their tensors may take; None for no limit. A single patch is always loaded.
+        conversions: applied to every tensor that is loaded, such as a change of type; see
+            `nn.Module._apply`.
+        changing: held while the set of patches is exchanged for another one.
     """
 
     device: Callable[[], torch.device]
@@ -203,9 +200,7 @@ def attach_file(path: str | os.PathLike[str]) -> Attached:
     """
     path = Path(path)
     stamp = _stamp(path)
-    header = read_patch_header(path)
-    size = sum(prod(entry.shape) * entry.dtype.itemsize for entry in header.tensors.values())
-    return Attached(path, header.info, stamp, size)
+    return Attached(path, read_patch_header(path).info, stamp)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -20,19 +20,17 @@ class FitConfig:
         patience: stop after so many epochs without a better validation figure; None never stops early.
         start_from_head: fit a head on the frozen features first and start the patch from it.
         augment: changes of training images: "flip" mirrors, "crop" cuts out, "standard" does both.
-        views: how many fixed versions of each training image an augmentation has; each epoch draws one of
-        them.
-            The first is always the plain image. None is 2 for "flip"; crops are then drawn anew in every
+        views: how many fixed versions of each training image an augmentation has, of which each epoch draws
+            one. The first is always the plain image. None is 2 for "flip"; crops are then drawn anew in every
             epoch, which rules out the cache.
         feature_noise: standard deviation of noise on the trunk's activations while training, relative to
             theirs; an augmentation that costs nothing.
-        cache: whether trunk activations are kept on disk, so that each image and view runs through the
-        trunk once,
-            in this fit and in later ones. "auto" does where it saves time and the disk has room.
+        cache: whether trunk activations are kept on disk, so that each image and view runs through the trunk
+            once, in this fit and in later ones. "auto" does where it saves time and the disk has room.
         cache_dtype: how they are kept: "bf16", "fp32" (exact), or "int8".
         precision: "bf16" computes in mixed precision; "auto" does where the device has it and the base's
             features stay within 2 %.
-        compile: compile the tail with `torch.compile`; pays off in long fits only.
+        compile: run the tail through `torch.compile`.
         on_bad: whether an image that cannot be read is skipped and counted, or ends the fit.
         validation: share of the training images that is held out where the data has no validation split.
         seed: of everything random, from 0 to 2**32 - 1.

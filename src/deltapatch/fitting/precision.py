@@ -97,16 +97,15 @@ def has_bf16(device: str) -> bool:
 
 @torch.no_grad()
 def _feature_error(base: Base, images: Tensor, mixed: Precision) -> float:
-    """Length of the difference of the pooled features, relative to their length without their mean."""
+    """Length of the difference of the pooled features, relative to their length in fp32."""
     layout = base.anatomy.head.layout
 
-    def features(of: Base, given: Tensor) -> Tensor:
-        found = walk(of, given, [], to_end=True).features
+    def features(given: Tensor) -> Tensor:
+        found = walk(base, given, [], to_end=True).features
         assert found is not None
         return pooled(found, layout).float()
 
-    exact = features(base, images)
+    exact = features(images)
     with mixed.context():
-        prepared = mixed.prepared(base)
-        rounded = features(prepared, mixed.arranged(images.to(prepared.dtype)))
+        rounded = features(mixed.arranged(images))
     return float((rounded - exact).norm() / exact.norm().clamp_min(torch.finfo(torch.float32).tiny))

@@ -43,9 +43,8 @@ class Delta(Method):
         each
             summed skip (the "+BN" of table 8), or "both". The start "zero-gain" needs it on the sums.
         module: which Δ-module: "published", or "light" with an eighth of the channels at half the
-        resolution, which
-            is as accurate (docs/methods.md) and costs a fifth of the parameters and a twentieth of the
-            multiply-adds.
+            resolution, which is as accurate (docs/methods.md) and costs a fifth of the parameters and a
+            twentieth of the multiply-adds.
         start: "plain" as published, all weights near 0.5; "identity": the base's own skips start near 1 and
         the
             new ones near 0; "zero-gain": the patched network starts exactly as the base.
@@ -147,23 +146,22 @@ class JointStagePart:
         return torch.sigmoid(self.rows.each([part.delta for part in self.parts], x))
 
     def summed(self, index: int, weights: Tensor, states: Sequence[Tensor]) -> Tensor:
-        """As `StagePart.summed`, with each row's own weights, gain and shift.
+        """As `StagePart.summed`, with each row's own weights, gain and shift; the states are folded.
 
         In eval mode batch normalisation is a scale and a shift for each channel: the scale goes into the
         weights, so that the states are read once.
         """
-        folded = [self.rows.fold(state) for state in states]
         if not self.parts[0].sum_norms:
-            return self._weighted(weights, folded)
+            return self._weighted(weights, states)
         norms = [part.sum_norms[index] for part in self.parts]
         if isinstance(norms[0], nn.LayerNorm):
-            total = self._weighted(weights, folded)
+            total = self._weighted(weights, states)
             plain = nn.functional.layer_norm(total, norms[0].normalized_shape, eps=norms[0].eps)
             scale, shift = (self._per_channel(norms, name) for name in ("weight", "bias"))
             return torch.addcmul(shift, plain, scale).to(total.dtype)
         scale, shift = zip(*(_scale_and_shift(norm) for norm in norms), strict=True)
         scales = self.rows.spread(torch.stack(scale))
-        joined = self._weighted(weights[:, :, None] * scales[:, None], folded)
+        joined = self._weighted(weights[:, :, None] * scales[:, None], states)
         return joined.add_(self._on_channels(self.rows.spread(torch.stack(shift))).to(joined.dtype))
 
     def fold(self, tensor: Tensor) -> Tensor:
