@@ -44,8 +44,8 @@ from .cache_folders import (
     is_whole,
     lock_root,
 )
+from .cache_rows import RowLayout
 from .cache_sweeping import CacheEntry, clear_caches, list_caches, sweep
-from .rows import RowLayout
 
 __all__ = [
     "CacheEntry",

@@ -19,7 +19,7 @@ from filelock import FileLock
 from ..errors import DeltapatchError
 
 if TYPE_CHECKING:
-    from .rows import RowLayout
+    from .cache_rows import RowLayout
 
 StoredAs = Literal["bf16", "fp32", "int8"]
 

@@ -1,10 +1,11 @@
 """The demo's base and a few digits: a fit of two epochs takes about half a second."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from caches import Open, opener
 from digits import write_bad_image, write_digits, write_tree
 
 from deltapatch.base import Base
@@ -79,3 +80,10 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> AtStep:
         monkeypatch.setattr(FitWatch, "step", watch)
 
     return plan
+
+
+@pytest.fixture
+def reopen(tmp_path: Path) -> Iterator[Open]:
+    """Opens a small trunk cache again and again, as new processes would."""
+    with opener(tmp_path) as make:
+        yield make

@@ -2,7 +2,6 @@
 
 import logging
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
@@ -11,18 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from caches import IDENTITY, IMAGES, VIEWS, Open, assert_rows, fill, identity, layout_of, opener, rows_of
+from caches import IDENTITY, IMAGES, VIEWS, Open, assert_rows, fill, identity, layout_of, rows_of
 
 from deltapatch.errors import DeltapatchError
 from deltapatch.fitting.cache import CacheIdentity, TrunkCache, cache_root, clear_caches
 
 ALL = np.arange(IMAGES)
-
-
-@pytest.fixture
-def reopen(tmp_path: Path) -> Iterator[Open]:
-    with opener(tmp_path) as make:
-        yield make
 
 
 # --- what is kept -----------------------------------------------------------------------------------------

@@ -6,23 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from caches import IMAGES, VIEWS, Open, assert_rows, fill, open_cache, opener
+from caches import IMAGES, VIEWS, Open, assert_rows, fill, open_cache
 
 from deltapatch.errors import DeltapatchError
 
 ALL = np.arange(IMAGES)
-
-
-@pytest.fixture
-def reopen(tmp_path: Path) -> Iterator[Open]:
-    with opener(tmp_path) as make:
-        yield make
 
 
 # --- damage -----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deltapatch.errors import DeltapatchError
-from deltapatch.fitting.rows import RowLayout
+from deltapatch.fitting.cache_rows import RowLayout
 
 
 def _noise(*shape: int, seed: int = 0) -> Tensor:
