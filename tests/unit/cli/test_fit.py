@@ -213,3 +213,34 @@ def test_what_a_killed_run_left_half_written_is_swept_away(run: Any, tmp_path: P
     data = write_digits(tmp_path / "digits.npz", train=20, val=10, test=10)
     assert run("fit", data, "--base", "demo", "--out", tmp_path / "a.safetensors", *SHORT).code == 0
     assert not left.exists()
+
+
+# --- cache and augmentation -------------------------------------------------------------------------------
+
+
+def test_cache_and_views_are_as_the_command_line_says(run: Any, tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "digits.safetensors"
+    options = (
+        "--cache",
+        "on",
+        "--cache-dtype",
+        "int8",
+        "--augment",
+        "flip",
+        "--views",
+        2,
+        "--feature-noise",
+        0.1,
+    )
+    assert run("fit", tree, "--base", "demo", "--out", out, *SHORT, *options).code == 0
+    fitted = Patch.load(out).info.fitted_on
+    assert fitted is not None
+    # 24 training images with two views and 18 validation images.
+    assert fitted.cache.startswith("trunk cache on: asked for; 66 rows of ")
+    assert "trunk cache on: asked for; 66 rows" in run("inspect", out).words()
+
+
+def test_views_without_an_augmentation_are_refused(run: Any, tree: Path, tmp_path: Path) -> None:
+    ran = run("fit", tree, "--base", "demo", "--out", tmp_path / "x.safetensors", *SHORT, "--views", 3)
+    assert ran.code == 2
+    assert "views cannot be 3" in ran.error
