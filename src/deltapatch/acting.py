@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from .base import Base
-from .patch import Patch
+from .exchange import merged
+from .patch import Patch, pooled
 from .touching import Touch
 from .trees import tensors_in
 
@@ -15,10 +16,17 @@ from .trees import tensors_in
 def touches_of(base: Base, patch: Patch) -> dict[nn.Module, Touch]:
     """What the base's modules compute while the patch is active, for one use in one thread."""
     touches = {base.submodule(path): touch for path, touch in patch.touches().items()}
-    if patch.head is not None:
-        site = base.anatomy.head
-        touches.update(head_touches(base, lambda features: patch.logits(features, site)))
-    return touches
+    if patch.head is None:
+        return touches
+    site = base.anatomy.head
+    return merged(head_touches(base, lambda features: patch.logits(features, site)), touches)
+
+
+def feature_touches(base: Base, patch: Patch) -> dict[nn.Module, Touch]:
+    """As `touches_of`, but the model returns the pooled features that the patch's head is given."""
+    touches = {base.submodule(path): touch for path, touch in patch.touches().items()}
+    layout = base.anatomy.head.layout
+    return merged(head_touches(base, lambda features: pooled(features, layout)), touches)
 
 
 def head_touches(base: Base, answer: Callable[[Tensor], Any]) -> dict[nn.Module, Touch]:

@@ -4,7 +4,7 @@ Read from the data flow of one small forward pass, never from a table of model n
 the model through what was found. All results are plain values: they are stored in patch files.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .classifier import HeadSite, find_head
 from .errors import AnatomyError
 from .flow import BlockFlow
+from .layers import Layer, find_layers
 from .trace import ModuleCall, Trace, record
 
 Layout = Literal["NCHW", "NHWC", "NLC"]
@@ -83,10 +84,41 @@ class Stage:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The places of a base that a patch can touch. Stages stand in the order in which they run."""
+    """The places of a base that a patch can touch.
+
+    Attributes:
+        stages: in the order in which they run.
+        head: the classifier.
+        layers: every module with tensors of its own, the classifier's too, in the order in which they run.
+        order: the names of all modules in the order in which they were first called.
+    """
 
     stages: tuple[Stage, ...]
     head: HeadSite
+    layers: tuple[Layer, ...] = ()
+    order: tuple[str, ...] = ()
+
+    def first(self, paths: Iterable[str]) -> str | None:
+        """Which of some modules runs first; None if there are none."""
+        position = {path: index for index, path in enumerate(self.order)}
+        return min(paths, key=lambda path: position.get(path, len(position)), default=None)
+
+    def layers_from(self, modules: int | Literal["all"]) -> tuple[Layer, ...]:
+        """The layers that run from the first of the last ``modules`` stages on; "all" are those of the base.
+
+        The classifier is left out, since a patch has a head in its place.
+
+        Raises:
+            AnatomyError: the base has fewer stages than asked for.
+        """
+        layers = [layer for layer in self.layers if not self._is_of_classifier(layer.path)]
+        if modules == "all":
+            return tuple(layers)
+        start = self.order.index(self.last_stages(modules)[0].sub_blocks[0].path)
+        return tuple(layer for layer in layers if self.order.index(layer.path) >= start)
+
+    def _is_of_classifier(self, path: str) -> bool:
+        return self.head.path is not None and (path + ".").startswith(self.head.path + ".")
 
     def last_stages(self, count: int | Literal["all"]) -> tuple[Stage, ...]:
         """The last ``count`` stages.
@@ -130,7 +162,12 @@ def read_anatomy(root: nn.Module, example: Tensor) -> Anatomy:
         ) from error
     batch = len(example)
     stages = _find_stages(trace, batch, leaves=False) or _find_stages(trace, batch, leaves=True)
-    return Anatomy(stages=stages, head=find_head(trace, output, _end_of(trace, stages)))
+    return Anatomy(
+        stages=stages,
+        head=find_head(trace, output, _end_of(trace, stages)),
+        layers=find_layers(trace),
+        order=tuple(dict.fromkeys(call.path for call in trace.calls)),
+    )
 
 
 @dataclass(frozen=True)

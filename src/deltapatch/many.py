@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .acting import head_touches, touches_of
 from .base import Base
 from .compiling import CompiledAnswers
+from .exchange import merged
 from .joint import Rows
 from .patch import Patch, pooled
 from .split import Split, Walk, divergence_of, split_before, walk
@@ -203,9 +204,10 @@ class _Fold:
         for index, site in enumerate(first.sites):
             part = first.method.joint_part(site, [patch.parts[index] for patch in patches], rows)
             found = first.method.touches(site, part)
-            touches.update((base.submodule(path), touch) for path, touch in found.items())
+            touches = merged(touches, {base.submodule(path): touch for path, touch in found.items()})
         if first.head is not None:
-            touches.update(head_touches(base, lambda features: _headed(base, patches, features, rows)))
+            answered = head_touches(base, lambda features: _headed(base, patches, features, rows))
+            touches = merged(answered, touches)
         output = self.split.run_tail(given, touches, rows.total)
         if first.head is not None:
             return output
@@ -219,7 +221,10 @@ class _Fold:
         images = self.split.base.example()
         given = self.split.trunk(images)
         rows = Rows((len(images),) * 2, shared=True)
-        parts = [first.method.joint_part(site, [first.parts[0]] * 2, rows) for site in first.sites[:1]]
+        joint_part = first.method.joint_part
+        parts = [
+            joint_part(site, [part] * 2, rows) for site, part in zip(first.sites, first.parts, strict=True)
+        ]
         if any(part is None for part in parts):
             return False
         try:

@@ -4,7 +4,7 @@ computes.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,6 +13,7 @@ from torch import nn
 from .anatomy import Anatomy
 from .errors import DeltapatchError
 from .joint import Rows
+from .normalising import Gathering
 from .touching import Touch
 
 if TYPE_CHECKING:
@@ -26,12 +27,15 @@ class Method(ABC):
     `site_type` is a frozen dataclass of plain values too: sites are stored in the patch file, so that a
     patch can be built again without its base, and compared with the base's anatomy when it is added to one.
     `absent` gives the values of options that files lack because they were written before there was such an
-    option.
+    option. `learning_rate` is what a fit uses where its configuration names none. `shares_weights` is True
+    for methods that change the weights with which the base answers for its own task, too.
     """
 
     name: ClassVar[str]
     site_type: ClassVar[type]
     absent: ClassVar[Mapping[str, Any]] = {}
+    learning_rate: ClassVar[float] = 3e-3
+    shares_weights: ClassVar[bool] = False
 
     @abstractmethod
     def sites(self, anatomy: Anatomy) -> tuple[Any, ...]:
@@ -50,6 +54,36 @@ class Method(ABC):
         """Module name -> what it computes while the patch is active. Made anew for each call, so it may
         keep state.
         """
+
+    def initialise(self, site: Any, part: nn.Module, base: "Base") -> None:  # noqa: B027
+        """Gives a new part those starting values that come from the base; by default there are none."""
+
+    def site_from(self, values: Mapping[str, Any]) -> Any:
+        """The site that a patch file describes.
+
+        Raises:
+            ValidationError: there is no such site.
+        """
+        adapter: TypeAdapter[Any] = TypeAdapter(self.site_type)
+        return adapter.validate_python(values)
+
+    def gathering(self) -> Gathering | None:
+        """How the statistics of its `NormPart` parts are gathered before the fit; None if they are not."""
+        return None
+
+    def fitted_as(self) -> "Method":
+        """The method that a fit trains: another one where `finished` turns its patch into one of this."""
+        return self
+
+    def finished(self, patch: "Patch", base: "Base", judge: "Judge | None") -> "Patch":
+        """The patch of this method that a fitted patch of `fitted_as` becomes.
+
+        Args:
+            patch: in eval mode, with the parameters of its best epoch.
+            base: its base.
+            judge: says how good a patch is; None without validation images.
+        """
+        return patch
 
     def joint_part(self, site: Any, parts: Sequence[nn.Module], rows: Rows) -> Any:
         """What `touches` is given in place of a part when many patches answer at once, each for its own rows.
@@ -74,9 +108,32 @@ class Method(ABC):
 
         return Patch.build(self, base, classes, seed=seed)
 
+    @classmethod
+    def sizes(cls) -> "tuple[Method, ...]":
+        """The configurations that a search over methods tries, small ones first; the default one alone
+        unless a method has several.
+        """
+        return (cls(),)
+
     def configuration(self) -> dict[str, Any]:
         """The configuration as plain values, for the patch file."""
         return asdict(self)  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Validation accuracies of one patch, from 0 to 1.
+
+    Attributes:
+        task: on the patch's own task.
+        supporting: of the base on its own task while the patch is active; None where there are no images.
+    """
+
+    task: float
+    supporting: float | None
+
+
+Judge = Callable[["Patch"], Judgement]
 
 
 _AnyMethod = TypeVar("_AnyMethod", bound=type[Method])

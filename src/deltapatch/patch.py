@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from .base import Base
 from .classifier import HeadSite
 from .errors import DeltapatchError, PatchFileError, WrongBaseError
+from .exchange import merged
 from .file import read_patch_file, write_patch_file
 from .info import BaseReference, HeadReference, MethodReference, PatchInfo
 from .method import Method, method_of_file
@@ -79,6 +80,8 @@ class Patch(nn.Module):
             if seed is not None:
                 torch.manual_seed(seed)
             patch = cls(method, sites, info)
+        for site, part in zip(patch.sites, patch.parts, strict=True):
+            method.initialise(site, part, base)
         return patch.to(base.device)
 
     @property
@@ -97,7 +100,7 @@ class Patch(nn.Module):
         """
         touches: dict[str, Touch] = {}
         for site, part in zip(self.sites, self.parts, strict=True):
-            touches.update(self.method.touches(site, part))
+            touches = merged(touches, self.method.touches(site, part))
         return touches
 
     def logits(self, features: Tensor, site: HeadSite) -> Tensor:
@@ -272,8 +275,7 @@ def library_versions() -> dict[str, str]:
 
 
 def _sites_from(method: Method, info: PatchInfo) -> tuple[Any, ...]:
-    adapter: TypeAdapter[Any] = TypeAdapter(type(method).site_type)
-    return tuple(adapter.validate_python(site) for site in info.method.sites)
+    return tuple(method.site_from(site) for site in info.method.sites)
 
 
 def _check_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

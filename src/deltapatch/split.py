@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from .acting import touches_of
-from .anatomy import Stage
 from .base import Base
 from .patch import Patch
 from .touching import Touch, touched
@@ -138,13 +137,7 @@ def walk(base: Base, images: Tensor, paths: Sequence[str], to_end: bool) -> Walk
 
 def divergence_of(base: Base, patch: Patch) -> str | None:
     """The module where a patch begins to act; None for a patch that touches none of the base's modules."""
-    if not patch.sites:
-        return None
-    first = patch.sites[0]
-    if isinstance(first, Stage):
-        return first.sub_blocks[0].path
-    touched_paths = patch.touches().keys()
-    return next((name for name, _ in base.module.named_modules() if name in touched_paths), None)
+    return base.anatomy.first(patch.touches())
 
 
 def split_before(base: Base, divergence: str) -> Split | None:

@@ -116,6 +116,11 @@ def touched_modules(root: nn.Module) -> list[str]:
     return [name for name, module in root.named_modules() if _is_touched(module)]
 
 
+def is_shadowed(module: nn.Module, name: str) -> bool:
+    """Whether what a module's instance has under a method's name was put there by us."""
+    return bool(module.__dict__.get(_SHADOWS, {}).get(name, (0, _Missing))[0])
+
+
 def _is_touched(module: nn.Module) -> bool:
     return any(depth for depth, _ in module.__dict__.get(_SHADOWS, {}).values())
 

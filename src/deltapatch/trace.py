@@ -84,6 +84,12 @@ class Trace:
     """Value -> index of the in-place operation that destroyed it."""
     outputs: tuple[int, ...] = ()
     """The values that the root module returned."""
+    used: frozenset[int] = frozenset()
+    """Identities of all tensors that an operation was given or made; see `uses`."""
+
+    def uses(self, tensor: Tensor) -> bool:
+        """Whether an operation was given the tensor, which must have lived since before the record."""
+        return id(tensor) in self.used
 
     def children(self) -> dict[str, list[int]]:
         """Parent path -> calls of its direct children in the order in which they ran, once-called modules
@@ -195,4 +201,5 @@ def record(root: nn.Module, example: Tensor) -> tuple[Trace, Any]:
         for handle in handles:
             handle.remove()
     trace.outputs = tuple(recorder.number(t) for t in tensors_in(output))
+    trace.used = frozenset(recorder.numbers)
     return trace, output

@@ -1,0 +1,62 @@
+"""Norm adaptation: the scale and shift of the normalisation layers, and where wanted their statistics."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, cast
+
+from torch import nn
+
+from ..anatomy import Anatomy
+from ..base import Base
+from ..errors import AnatomyError, DeltapatchError
+from ..layers import Layer
+from ..method import Method, register_method
+from ..normalising import Gathering, NormPart, Statistics
+from ..touching import Touch
+
+
+@register_method("norm")
+@dataclass(frozen=True)
+class Norm(Method):
+    """Trains γ and β of y = γ (x - μ) / √(v + ε) + β, in normalisation layers of every kind.
+
+    A patch starts with the base's own γ and β, so that with kept statistics it starts exactly at the base.
+    Source: Frankle, Schwab, Morcos, ICLR 2021 (arXiv 2003.00152), there on random features.
+
+    Attributes:
+        modules: from which of the last stages on layers are trained; "all" trains those of the whole base.
+        statistics: μ and v of layers that keep them (batch normalisation): "kept" as in the base,
+            "re-estimated" once on the task's training images before the fit, or "own": followed batch by
+            batch during the fit, as in ordinary training. Those that are not kept are in the patch.
+    """
+
+    modules: int | Literal["all"] = "all"
+    statistics: Statistics = "kept"
+
+    site_type: ClassVar[type] = Layer
+
+    def __post_init__(self) -> None:
+        if self.modules != "all" and self.modules < 1:
+            raise DeltapatchError(f"modules must be 1 or more stages or 'all', not {self.modules!r}")
+
+    def sites(self, anatomy: Anatomy) -> tuple[Layer, ...]:
+        layers = anatomy.layers_from(self.modules)
+        found = tuple(layer for layer in layers if layer.kind == "normalisation")
+        if not found:
+            raise AnatomyError(
+                "this base has no normalisation layer with parameters of its own there, so there is nothing for"
+                " the norm method to train; use another method"
+            )
+        return found
+
+    def part(self, site: Layer) -> NormPart:
+        return NormPart(site, affine=True, statistics=self.statistics)
+
+    def initialise(self, site: Layer, part: nn.Module, base: Base) -> None:
+        cast(NormPart, part).start_from(base.submodule(site.path))
+
+    def gathering(self) -> Gathering | None:
+        return Gathering() if self.statistics == "re-estimated" else None
+
+    def touches(self, site: Layer, part: nn.Module) -> Mapping[str, Touch]:
+        return {site.path: cast(NormPart, part).touch()}
