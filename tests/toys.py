@@ -100,7 +100,10 @@ def enliven(module: nn.Module, seed: int = 0) -> None:
 
 @torch.no_grad()
 def disturb(patch: Patch, seed: int = 0, scale: float = 0.1) -> Patch:
-    """Moves every floating tensor of a patch, as a fit would, so that its answers differ from the base's."""
+    """Moves every floating tensor of a patch, as a fit would, so that its answers differ from the base's.
+
+    Weights of a layer move little enough that a base of random weights stays well-conditioned.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in patch.state_dict().items():
         if not tensor.is_floating_point():
@@ -108,7 +111,8 @@ def disturb(patch: Patch, seed: int = 0, scale: float = 0.1) -> Patch:
         if name.endswith("running_var"):
             tensor.uniform_(0.5, 1.5, generator=generator)
         else:
-            tensor.add_(torch.randn(tensor.shape, generator=generator) * scale)
+            width = scale if tensor.ndim < 2 else scale / tensor[0].numel() ** 0.5
+            tensor.add_(torch.randn(tensor.shape, generator=generator) * width)
     return patch
 
 

@@ -22,7 +22,7 @@ class Exchange:
 
     Attributes:
         tensors: the layer -> name of a tensor -> what stands in its place, computed anew in each call.
-        training: whether the layer runs in train mode, as a normalisation that gathers its own statistics does.
+        training: whether the layer runs in train mode, as a norm that gathers its own statistics does.
         momentum: of the layer's running statistics; None keeps the layer's own.
     """
 

@@ -26,7 +26,7 @@ class OwnTensor:
     """A parameter or buffer of a layer.
 
     Attributes:
-        name: as the layer calls it; with a dot in it where it belongs to a module inside that is never called.
+        name: as the layer calls it; with a dot where it belongs to a module inside that is never called.
         shape: its shape.
         is_parameter: whether it is a parameter; otherwise a buffer.
     """
@@ -96,7 +96,7 @@ def find_layers(trace: Trace) -> tuple[Layer, ...]:
 
 
 def is_normalisation(module: nn.Module) -> bool:
-    """Whether a module normalises: torch's own kinds, and others that say so in their name and hold vectors."""
+    """Whether a module normalises: torch's own kinds, and others that are named so and hold vectors."""
     if isinstance(module, (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)):
         return True
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]

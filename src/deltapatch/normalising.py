@@ -1,4 +1,4 @@
-"""What a patch may own of a normalisation layer: scale, shift and statistics, whatever kind of layer it is."""
+"""What a patch may own of a normalisation layer of any kind: scale, shift and statistics."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 from families import FAMILIES, make_base
-from subjects import Subject
+from subjects import Subject, patch_or_skip
 
-from deltapatch.errors import AnatomyError
 from deltapatch.method import Method, make_method, registered_methods
 from deltapatch.patch import Patch
 
@@ -30,18 +29,9 @@ def method(request: Any) -> Method:
 
 @pytest.fixture(scope="session")
 def patch(subject: Subject, method: Method) -> Patch:
-    return _patch_or_skip(subject, method)
+    return patch_or_skip(subject, method)
 
 
 @pytest.fixture(scope="session")
 def resnet18_patch(resnet18: Subject, method: Method) -> Patch:
-    return _patch_or_skip(resnet18, method)
-
-
-def _patch_or_skip(subject: Subject, method: Method) -> Patch:
-    try:
-        return subject.new_patch(method)
-    except AnatomyError as refusal:
-        # A method may refuse a family; what it must not do is to leave something behind.
-        subject.assert_untouched()
-        pytest.skip(f"{method.name} refuses {subject.base.name}: {refusal}")
+    return patch_or_skip(resnet18, method)

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from families import SIZE
 from torch import Tensor, nn
 from toys import copied_state, disturb, same_state
 
 from deltapatch.base import Base
+from deltapatch.errors import AnatomyError
 from deltapatch.method import Method
 from deltapatch.patch import Patch
 from deltapatch.patched import PatchedModel
@@ -66,3 +68,12 @@ def _attributes(module: nn.Module) -> dict[str, list[str]]:
 
 def _gradients(module: nn.Module) -> list[bool]:
     return [parameter.requires_grad for parameter in module.parameters()]
+
+
+def patch_or_skip(subject: Subject, method: Method) -> Patch:
+    try:
+        return subject.new_patch(method)
+    except AnatomyError as refusal:
+        # A method may refuse a family; what it must not do is to leave something behind.
+        subject.assert_untouched()
+        pytest.skip(f"{method.name} refuses {subject.base.name}: {refusal}")

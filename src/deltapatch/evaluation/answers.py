@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ..base import Base
 from ..data import BadImage, ImageSet, evaluation_transform, load_batches
-from ..methods.delta import StagePart, existing_skips
+from ..methods.delta import StagePart
 from ..patch import Patch
 from ..patched import PatchedModel
+from ..skipping import existing_skips
 from .metrics import Evaluation
 from .report import SkipWeights
 
@@ -77,7 +78,7 @@ def answer(
                 labels.append(batch.labels)
                 indices.append(batch.indices)
             advance(len(batch.labels) + len(batch.bad))
-    width = len(base.classes if patch is None else patch.classes)
+    width = len(base.classes if patch is None or patch.head is None else patch.classes)
     return Answers(
         probabilities=torch.cat(probabilities).numpy() if probabilities else np.zeros((0, width), np.float32),
         labels=torch.cat(labels).numpy() if labels else np.zeros(0, np.int64),
@@ -87,13 +88,20 @@ def answer(
     )
 
 
-def evaluate(base: Base, images: ImageSet, patch: Patch, **options: int) -> Evaluation:
-    """Figures of a patch on labelled images.
+def evaluate(base: Base, images: ImageSet, patch: Patch | None = None, **options: int) -> Evaluation:
+    """Figures of a patch on labelled images; without a head of its own, or without a patch, of the base.
+
+    Where the base answers, a label is the number of one of its outputs.
 
     Raises:
-        DeltapatchError: no image could be read, or a label is not a class of the patch.
+        DeltapatchError: no image could be read, or a label is not a class of the patch or base.
     """
-    return as_evaluation(patch, answer(base, images, patch, **options))  # pyright: ignore[reportArgumentType]
+    answers = answer(base, images, patch, **options)  # pyright: ignore[reportArgumentType]
+    if patch is not None and patch.head is not None:
+        return as_evaluation(patch, answers)
+    # A module that was given as an object may have no names for its outputs.
+    classes = base.classes or tuple(str(number) for number in range(answers.probabilities.shape[1]))
+    return Evaluation(classes, answers.labels, answers.probabilities, skipped=len(answers.bad))
 
 
 def as_evaluation(patch: Patch, answers: Answers) -> Evaluation:
@@ -105,9 +113,7 @@ def skip_weights(patch: Patch, answers: Answers) -> tuple[SkipWeights, ...]:
     """Mean, spread and per-class mean of the skip weights, stage by stage; empty for methods without a
     Δ-module.
     """
-    stages = [
-        site for site, part in zip(patch.sites, patch.parts, strict=True) if isinstance(part, StagePart)
-    ]
+    stages = [part.stage for part in patch.parts if isinstance(part, StagePart)]
     classes = range(len(patch.classes))
     result: list[SkipWeights] = []
     for stage, weights in zip(stages, answers.skip_weights, strict=True):

@@ -1,18 +1,18 @@
 """Δ-Networks: input-conditioned skip connections between all sub-blocks of a stage (arXiv 2303.14772)."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import Anatomy, Layout, Stage, SubBlock
+from ..anatomy import Anatomy, Layout, Stage
 from ..errors import DeltapatchError
-from ..joining import Junction, run_sub_block, state_in
 from ..joint import Rows
 from ..method import Method, register_method
+from ..skipping import existing_skips, skip_touches, sum_norm, weighted_sum
 from ..touching import Touch
 
 _SURE = 4.0
@@ -82,8 +82,7 @@ class Delta(Method):
         return JointStagePart(cast(Sequence[StagePart], parts), site.layout, rows)
 
     def touches(self, site: Stage, part: "nn.Module | JointStagePart") -> Mapping[str, Touch]:
-        run = _StageRun(site, cast(StagePart | JointStagePart, part), self.start == "zero-gain")
-        return {sub_block.path: run.touch(index) for index, sub_block in enumerate(site.sub_blocks)}
+        return skip_touches(site, cast(StagePart | JointStagePart, part), self.start == "zero-gain")
 
 
 class StagePart(nn.Module):
@@ -93,10 +92,11 @@ class StagePart(nn.Module):
 
     def __init__(self, stage: Stage, config: Delta) -> None:
         super().__init__()
+        self.stage = stage
         self.delta = config.delta_module(stage)
         self.sum_norms = nn.ModuleList()
         if config.norm != "module":
-            self.sum_norms.extend(_norm(stage.channels, stage.layout) for _ in stage.sub_blocks)
+            self.sum_norms.extend(sum_norm(stage.channels, stage.layout) for _ in stage.sub_blocks)
         if config.start == "zero-gain":
             for norm in self.sum_norms:
                 nn.init.zeros_(cast(Tensor, norm.weight))
@@ -119,10 +119,7 @@ class StagePart(nn.Module):
             weights: a_ij, of shape (N, len(states)).
             states: f_0 ... f_{i-1}.
         """
-        per_row = (-1, *[1] * (states[0].ndim - 1))
-        total = weights[:, 0].view(per_row) * states[0]
-        for source in range(1, len(states)):
-            total = torch.addcmul(total, weights[:, source].view(per_row), states[source])
+        total = weighted_sum(weights, states)
         if not self.sum_norms:
             return total
         norm = self.sum_norms[index]
@@ -156,7 +153,7 @@ class JointStagePart:
         norms = [part.sum_norms[index] for part in self.parts]
         if isinstance(norms[0], nn.LayerNorm):
             total = self._weighted(weights, states)
-            plain = nn.functional.layer_norm(total, norms[0].normalized_shape, eps=norms[0].eps)
+            plain = nn.functional.layersum_norm(total, norms[0].normalized_shape, eps=norms[0].eps)
             scale, shift = (self._per_channel(norms, name) for name in ("weight", "bias"))
             return torch.addcmul(shift, plain, scale).to(total.dtype)
         scale, shift = zip(*(_scale_and_shift(norm) for norm in norms), strict=True)
@@ -188,26 +185,6 @@ class JointStagePart:
         return values[:, None, None] if self.layout == "NHWC" else values[:, None]
 
 
-def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Batch normalisation in eval mode as y = scale · x + shift, each of shape (channels,)."""
-    batch_norm = cast(nn.BatchNorm2d, norm)
-    mean, variance = cast(Tensor, batch_norm.running_mean), cast(Tensor, batch_norm.running_var)
-    scale = batch_norm.weight * torch.rsqrt(variance + batch_norm.eps)
-    return scale, batch_norm.bias - mean * scale
-
-
-def existing_skips(stage: Stage) -> Tensor:
-    """Which of the stage's skips the base has already, bool of shape (n (n + 1) / 2,): those from f_{i-1}
-    to f_i.
-    """
-    flags = [
-        sub_block.join.has_shortcut and source == target - 1
-        for target, sub_block in enumerate(stage.sub_blocks, start=1)
-        for source in range(target)
-    ]
-    return torch.tensor(flags, dtype=torch.bool)
-
-
 class DeltaModule(nn.Module):
     """Δ(x): two convolutions, a global average and a linear layer give one number for each skip.
 
@@ -231,7 +208,7 @@ class DeltaModule(nn.Module):
             first = nn.Conv2d(channels, width, 3, stride=2 if light else 1, padding=1, bias=False)
             second = nn.Conv2d(width, width, 3, padding=1, bias=False)
         inner: Layout = "NLC" if layout == "NLC" else "NCHW"
-        norms = [_norm(width, inner) if normalise else nn.Identity() for _ in range(2)]
+        norms = [sum_norm(width, inner) if normalise else nn.Identity() for _ in range(2)]
         self.layers = nn.Sequential(first, norms[0], nn.ReLU(), second, norms[1], nn.ReLU())
         self.fc = nn.Linear(width, skips)
         for layer in (first, second):
@@ -245,58 +222,9 @@ class DeltaModule(nn.Module):
         return self.fc(maps.mean(1) if self.layout == "NLC" else maps.mean((2, 3)))
 
 
-class LastAxisBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation of the last axis, for states whose channels stand there: (N, ..., C) -> (N,
-    ..., C).
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.reshape(-1, input.shape[-1])).reshape(input.shape)
-
-
-def _norm(channels: int, layout: Layout) -> nn.Module:
-    """Batch normalisation on maps, as published; layer normalisation on tokens, as transformers have it."""
-    if layout == "NCHW":
-        return nn.BatchNorm2d(channels)
-    return LastAxisBatchNorm(channels) if layout == "NHWC" else nn.LayerNorm(channels)
-
-
-class _StageRun:
-    """One use of a stage: the skip weights for the images at hand and the states that have been computed."""
-
-    def __init__(self, stage: Stage, part: StagePart | JointStagePart, zero_gain: bool) -> None:
-        self.stage = stage
-        self.part = part
-        self.zero_gain = zero_gain
-        self.weights = torch.empty(0)
-        self.states: list[Tensor] = []
-
-    def touch(self, index: int) -> Touch:
-        """What sub-block ``index`` (from 0) computes."""
-        sub_block = self.stage.sub_blocks[index]
-
-        def touched(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            state = state_in(sub_block, args, kwargs)
-            if index == 0:
-                self.weights = self.part.skip_weights(state).to(state.dtype)
-                self.states = []
-            if index > 0 or not self.stage.projects:
-                self.states.append(self._kept(sub_block, state))
-            return run_sub_block(
-                sub_block, forward, args, kwargs, lambda junction: self._joined(index, junction)
-            )
-
-        return touched
-
-    def _kept(self, sub_block: SubBlock, state: Tensor) -> Tensor:
-        return state.clone() if sub_block.overwrites_input else state
-
-    def _joined(self, index: int, junction: Junction) -> Tensor:
-        if index == 0 and self.stage.projects:
-            self.states.append(cast(Tensor, junction.shortcut))
-        if index == 0:
-            self.states[0] = self.part.fold(self.states[0])
-        first = index * (index + 1) // 2
-        skips = self.part.summed(index, self.weights[:, first : first + index + 1], self.states)
-        own = junction.total if self.zero_gain else junction.residual
-        return self.part.fold(own) + skips
+def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Batch normalisation in eval mode as y = scale · x + shift, each of shape (channels,)."""
+    batch_norm = cast(nn.BatchNorm2d, norm)
+    mean, variance = cast(Tensor, batch_norm.running_mean), cast(Tensor, batch_norm.running_var)
+    scale = batch_norm.weight * torch.rsqrt(variance + batch_norm.eps)
+    return scale, batch_norm.bias - mean * scale

@@ -58,8 +58,8 @@ class BatchNormAdapt(Method):
         found = tuple(layer for layer in anatomy.layers_from("all") if layer.has_statistics)
         if not found:
             raise AnatomyError(
-                "this base keeps no batch statistics (its norms are of another kind), so there is nothing for the"
-                " dua method to adapt; the norm method trains scale and shift of every kind of norm"
+                "this base keeps no batch statistics (its norms are of another kind), so the dua method has"
+                " nothing to adapt; the norm method trains scale and shift of every kind of norm"
             )
         return found
 

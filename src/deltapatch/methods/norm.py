@@ -44,8 +44,8 @@ class Norm(Method):
         found = tuple(layer for layer in layers if layer.kind == "normalisation")
         if not found:
             raise AnatomyError(
-                "this base has no normalisation layer with parameters of its own there, so there is nothing for"
-                " the norm method to train; use another method"
+                "this base has no normalisation layer with parameters there, so the norm method has"
+                " nothing to train; use another method"
             )
         return found
 

@@ -14,9 +14,10 @@ from deltapatch.anatomy import Stage
 from deltapatch.base import Base
 from deltapatch.errors import DeltapatchError
 from deltapatch.loading import load_base
-from deltapatch.methods.delta import Delta, DeltaModule, existing_skips
+from deltapatch.methods.delta import Delta, DeltaModule
 from deltapatch.patch import Patch
 from deltapatch.patched import PatchedModel
+from deltapatch.skipping import existing_skips
 
 PUBLISHED = Delta(modules="all", norm="module", start="plain", module="published")
 START: Sequence[Delta] = (
