@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from . import methods
     from .base import Base
     from .errors import DeltapatchError
+    from .evaluation.comparing.comparison import compare
+    from .evaluation.comparing.halving import choose_method
     from .fitting.fit import FitConfig, fit
     from .loading import load_base
     from .patch import Patch
@@ -20,12 +22,25 @@ _HOMES = {
     "FitConfig": "fitting.fit",
     "Patch": "patch",
     "PatchedModel": "patched",
+    "choose_method": "evaluation.comparing.halving",
+    "compare": "evaluation.comparing.comparison",
     "fit": "fitting.fit",
     "load_base": "loading",
     "methods": "methods",
 }
 
-__all__ = ["Base", "DeltapatchError", "FitConfig", "Patch", "PatchedModel", "fit", "load_base", "methods"]
+__all__ = [
+    "Base",
+    "DeltapatchError",
+    "FitConfig",
+    "Patch",
+    "PatchedModel",
+    "choose_method",
+    "compare",
+    "fit",
+    "load_base",
+    "methods",
+]
 
 
 def __getattr__(name: str) -> Any:

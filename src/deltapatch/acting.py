@@ -13,10 +13,13 @@ from .touching import Touch
 from .trees import tensors_in
 
 
-def touches_of(base: Base, patch: Patch) -> dict[nn.Module, Touch]:
-    """What the base's modules compute while the patch is active, for one use in one thread."""
+def touches_of(base: Base, patch: Patch, headless: bool = False) -> dict[nn.Module, Touch]:
+    """What the base's modules compute while the patch is active, for one use in one thread.
+
+    With ``headless`` the base's own classifier answers, whether the patch has a head or not.
+    """
     touches = {base.submodule(path): touch for path, touch in patch.touches().items()}
-    if patch.head is None:
+    if patch.head is None or headless:
         return touches
     site = base.anatomy.head
     return merged(head_touches(base, lambda features: patch.logits(features, site)), touches)

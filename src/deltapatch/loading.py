@@ -18,6 +18,7 @@ from .preprocessing import Preprocessing
 Builder = Callable[[int | None], nn.Module]
 """Makes the module, with the given number of classes or its own."""
 
+_OPEN_CLIP = "open_clip/"
 _WRAPPINGS = ("state_dict", "model_state_dict", "model", "net")
 
 
@@ -42,6 +43,7 @@ def load_base(
     std: float | Sequence[float] | None = None,
     interpolation: str | None = None,
     crop_pct: float | None = None,
+    templates: Sequence[str] | None = None,
     name: str | None = None,
     device: str | torch.device | None = None,
 ) -> Base:
@@ -51,8 +53,8 @@ def load_base(
         source: ``timm/NAME``, ``torchvision/NAME``, ``FILE.py:FUNCTION`` (the function is called without
         arguments
             and returns the module; the file is executed), ``demo`` (the small base that ships with
-            deltapatch), or a
-            module.
+            deltapatch), ``open_clip/ARCHITECTURE/TAG`` or ``open_clip/FILE.json`` (zero-shot, its head made
+            from the names of ``classes``; see `deltapatch.open_vocabulary`), or a module.
         weights: a ``.safetensors`` file or one that ``torch.load(weights_only=True)`` reads; ``"random"``
         for the
             random starting weights. Left out: the library's own pre-trained weights (a file's function or a
@@ -65,13 +67,23 @@ def load_base(
         std: per-channel standard deviation.
         interpolation: how images are resized.
         crop_pct: share of the resized image that the centre crop keeps.
+        templates: for open_clip: prompts with ``{}`` where a class name goes; "a photo of a {}." where left
+        out.
         name: what to call the base; made from the source where left out.
         device: where to put the model; left where it is otherwise.
 
     Raises:
         DeltapatchError: the source is not known, or the weights do not fit it.
     """
-    recipe = _recipe(source, pretrained=weights is None)
+    names = None if classes is None else _class_names(classes)
+    if isinstance(source, str) and source.startswith(_OPEN_CLIP):
+        recipe = _open_clip(source.removeprefix(_OPEN_CLIP), weights, names or (), templates, device)
+        # Both towers' weights are read there: the classifier's are made from them.
+        weights = None
+    elif templates is not None:
+        raise DeltapatchError("templates= makes the heads of open_clip bases; leave it out for any other")
+    else:
+        recipe = _recipe(source, pretrained=weights is None)
     if weights is None or str(weights) == "random":
         module = recipe.build(num_classes)
     else:
@@ -89,7 +101,7 @@ def load_base(
         name=name or recipe.name,
         source=source if isinstance(source, str) else "",
         preprocessing=_preprocessing(recipe.name, known),
-        classes=recipe.classes if classes is None else _class_names(classes),
+        classes=recipe.classes if names is None else names,
     )
 
 
@@ -111,7 +123,8 @@ def _recipe(source: str | nn.Module, pretrained: bool) -> _Recipe:
     if path.endswith(".py") and function:
         return _from_file(Path(path), function)
     raise DeltapatchError(
-        f"'{source}' is not a base: expected timm/NAME, torchvision/NAME, FILE.py:FUNCTION or demo"
+        f"'{source}' is not a base: expected timm/NAME, torchvision/NAME, FILE.py:FUNCTION or demo,"
+        " or open_clip/ARCHITECTURE/TAG"
     )
 
 
@@ -181,6 +194,25 @@ def _demo() -> _Recipe:
     return _Recipe(
         "demo (printed characters)", lambda _: build_demo_model(), {"size": size, **known}, CLASSES
     )
+
+
+def _open_clip(
+    name: str,
+    weights: str | os.PathLike[str] | None,
+    classes: Sequence[str],
+    templates: Sequence[str] | None,
+    device: str | torch.device | None,
+) -> _Recipe:
+    from .clip_loading import load_zero_shot
+
+    module, known = load_zero_shot(name, weights=weights, classes=classes, templates=templates, device=device)
+
+    def build(num_classes: int | None) -> nn.Module:
+        if num_classes not in (None, len(classes)):
+            raise DeltapatchError(f"open_clip/{name} has one class a name, {len(classes)}, not {num_classes}")
+        return module
+
+    return _Recipe(Path(name).stem if name.endswith(".json") else name, build, known, ())
 
 
 def _from_file(path: Path, function: str) -> _Recipe:

@@ -2,10 +2,11 @@
 computes.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
@@ -75,15 +76,23 @@ class Method(ABC):
         """The method that a fit trains: another one where `finished` turns its patch into one of this."""
         return self
 
-    def finished(self, patch: "Patch", base: "Base", judge: "Judge | None") -> "Patch":
+    def finished(self, patch: "Patch", base: "Base", bench: "Bench") -> "Patch":
         """The patch of this method that a fitted patch of `fitted_as` becomes.
 
         Args:
             patch: in eval mode, with the parameters of its best epoch.
             base: its base.
-            judge: says how good a patch is; None without validation images.
+            bench: the task's images, as far as a method may look at them.
         """
         return patch
+
+    def starting_head(self, base: "Base", classes: Sequence[str]) -> nn.Linear | None:
+        """The head that a fit starts from, where it is not to be solved on the base's features."""
+        return None
+
+    def learning_rate_of(self, site: Any) -> float:
+        """What the parameters of one site are fitted with where the configuration of the fit names none."""
+        return self.learning_rate
 
     def joint_part(self, site: Any, parts: Sequence[nn.Module], rows: Rows) -> Any:
         """What `touches` is given in place of a part when many patches answer at once, each for its own rows.
@@ -133,7 +142,16 @@ class Judgement:
     supporting: float | None
 
 
-Judge = Callable[["Patch"], Judgement]
+class Bench(Protocol):
+    """What a method may ask about a patch once it is fitted."""
+
+    def judge(self, patch: "Patch") -> Judgement | None:
+        """How good a patch is on the validation images; None if there are none."""
+        ...
+
+    def gather(self, patch: "Patch", gathering: Gathering) -> None:
+        """Gathers the statistics of the patch's norms on the training images."""
+        ...
 
 
 _AnyMethod = TypeVar("_AnyMethod", bound=type[Method])
@@ -182,6 +200,27 @@ def make_method(name: str, configuration: Mapping[str, Any] | None = None) -> Me
         if not field:
             raise DeltapatchError(f"method '{name}': {first['msg'].removeprefix('Value error, ')}") from error
         raise DeltapatchError(f"method '{name}': {field}: {first['msg']} (was {first['input']!r})") from error
+
+
+def parse_method(text: str) -> tuple[str, dict[str, Any]]:
+    """``delta:modules=1+start=plain`` -> name and configuration, for `make_method`.
+
+    Raises:
+        DeltapatchError: an option is not of the form KEY=VALUE.
+    """
+    name, _, options = text.partition(":")
+    return name, dict(parse_option(option) for option in options.split("+") if option)
+
+
+def parse_option(text: str) -> tuple[str, Any]:
+    """``modules=1`` -> ("modules", 1): true, 3, 0.5 and the like as what they are, anything else as text."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise DeltapatchError(f"method option '{text}' is not of the form KEY=VALUE")
+    try:
+        return key.replace("-", "_"), json.loads(value)
+    except ValueError:
+        return key.replace("-", "_"), value
 
 
 def method_of_file(name: str, configuration: Mapping[str, Any]) -> Method:

@@ -21,19 +21,21 @@ class NormPart(nn.Module):
     """A patch's own tensors for one normalisation layer, which takes them in place of the base's.
 
     Attributes:
-        follows: whether statistics follow the batches in train mode.
+        has_statistics: whether it owns statistics.
+        follows: whether they follow the batches in train mode.
         momentum: while statistics are gathered from images, the weight of the batch at hand; else None.
     """
 
     def __init__(self, layer: Layer, affine: bool, statistics: Statistics) -> None:
         super().__init__()
-        self.follows = statistics == "own" and layer.has_statistics
+        self.has_statistics = statistics != "kept" and layer.has_statistics
+        self.follows = statistics == "own" and self.has_statistics
         self.momentum: float | None = None
         for name in AFFINE if affine else ():
             own = layer.tensor(name)
             if own is not None:
                 self.register_parameter(name, nn.Parameter(torch.ones(own.shape)))
-        for name in STATISTICS if statistics != "kept" and layer.has_statistics else ():
+        for name in STATISTICS if self.has_statistics else ():
             self.register_buffer(name, torch.zeros(layer.out_channels))
 
     @torch.no_grad()
@@ -46,21 +48,33 @@ class NormPart(nn.Module):
         """Name in the layer -> tensor."""
         return cast(Mapping[str, Tensor], {**self._parameters, **self._buffers})
 
-    def touch(self) -> Exchange:
-        """What the layer computes while the patch is active."""
-        changes = self.momentum is not None or (self.training and self.follows)
-        return Exchange(partial(self._in_place_of, changes), changes, self.momentum)
+    def touch(self, alpha: float = 1.0, statistics: float = 1.0) -> Exchange:
+        """What the layer computes while the patch is active.
 
-    def _in_place_of(self, changes: bool, module: nn.Module) -> Mapping[str, Tensor]:
-        tensors = dict(self.tensors())
-        if not changes:
-            # A base in half precision; statistics that change must not be a copy.
-            tensors = {name: tensor.to(getattr(module, name).dtype) for name, tensor in tensors.items()}
+        Args:
+            alpha: how far scale and shift are on the way from the base's to the patch's.
+            statistics: the same for the statistics, unless they follow the images at hand.
+        """
+        changes = self.momentum is not None or (self.training and self.follows)
+        place = partial(self._in_place_of, alpha, None if changes else statistics)
+        return Exchange(place, changes, self.momentum)
+
+    def _in_place_of(self, alpha: float, statistics: float | None, module: nn.Module) -> Mapping[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for name, mine in self.tensors().items():
+            share = statistics if name in STATISTICS else alpha
+            own = cast(Tensor, getattr(module, name))
+            # Statistics that follow must not be a copy; others are as precise as the base is.
+            tensors[name] = mine if share is None else _on_the_way(own, mine.to(own.dtype), share)
         counter = module._buffers.get("num_batches_tracked")
         if counter is not None:
             # Counted up in train mode; the base's own must not be.
             tensors["num_batches_tracked"] = torch.zeros_like(counter)
         return tensors
+
+
+def _on_the_way(start: Tensor, end: Tensor, share: float) -> Tensor:
+    return end if share == 1 else torch.lerp(start, end, share)
 
 
 @dataclass(frozen=True)

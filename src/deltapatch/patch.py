@@ -130,6 +130,20 @@ class Patch(nn.Module):
                 f" {base.anatomy.head.features}"
             )
 
+    def as_method(self, method: Method) -> "Patch":
+        """A patch with the same parameters, shared and not copied, and another configuration."""
+        reference = self.info.method.model_copy(update={"config": method.configuration()})
+        other = Patch.outline(self.info.model_copy(update={"method": reference}), Path(self.info.base.name))
+        other.load_state_dict(self.state_dict(keep_vars=True), assign=True)
+        return other.train(self.training)
+
+    def without_head(self) -> "Patch":
+        """A patch with the same parts, shared and not copied, where the base's own classifier answers."""
+        changed = self.info.model_copy(update={"head": None, "classes": ()})
+        other = Patch.outline(changed, Path(self.info.base.name))
+        other.parts.load_state_dict(self.parts.state_dict(keep_vars=True), assign=True)
+        return other.train(self.training)
+
     # --- files
     # ------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Skips of a stage: weighted sums of earlier states that enter its joins, whoever gives the weights."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from .anatomy import Layout, Stage, SubBlock
 from .joining import Junction, run_sub_block, state_in
 from .touching import Touch
+
+_FEWEST_CHANNELS = 16
+"""A light Δ-module of a narrow stage would have too few channels to tell images apart."""
 
 
 class Skips(Protocol):
@@ -86,6 +90,43 @@ def sum_norm(channels: int, layout: Layout) -> nn.Module:
     if layout == "NCHW":
         return nn.BatchNorm2d(channels)
     return LastAxisBatchNorm(channels) if layout == "NHWC" else nn.LayerNorm(channels)
+
+
+class DeltaModule(nn.Module):
+    """Δ(x): two convolutions, a global average and a linear layer give one number for each skip.
+
+    FC(GAP(ReLU(Norm(conv(ReLU(Norm(conv(x))))))) with 3x3 convolutions C -> C/2 -> C/2 on maps and 1x1 ones
+    (linear layers) on tokens, without bias. A light one has C/8 instead of C/2, though no fewer than 16
+    where C/2 is not, and its first convolution has stride 2. Input as the stage's layout says; output (N,
+    skips), before the sigmoid.
+    """
+
+    def __init__(
+        self, channels: int, skips: int, layout: Layout, normalise: bool, light: bool = False
+    ) -> None:
+        super().__init__()
+        self.layout: Layout = layout
+        width = max(channels // 2, 1)
+        if light:
+            width = max(channels // 8, min(width, _FEWEST_CHANNELS))
+        if layout == "NLC":
+            first, second = nn.Linear(channels, width, bias=False), nn.Linear(width, width, bias=False)
+        else:
+            first = nn.Conv2d(channels, width, 3, stride=2 if light else 1, padding=1, bias=False)
+            second = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        inner: Layout = "NLC" if layout == "NLC" else "NCHW"
+        norms = [sum_norm(width, inner) if normalise else nn.Identity() for _ in range(2)]
+        self.layers = nn.Sequential(first, norms[0], nn.ReLU(), second, norms[1], nn.ReLU())
+        self.fc = nn.Linear(width, skips)
+        for layer in (first, second):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.normal_(self.fc.weight, std=1e-2 / math.sqrt(width))
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.fc.weight.dtype)
+        maps = self.layers(x.permute(0, 3, 1, 2) if self.layout == "NHWC" else x)
+        return self.fc(maps.mean(1) if self.layout == "NLC" else maps.mean((2, 3)))
 
 
 class _StageRun:

@@ -1,10 +1,11 @@
 """``deltapatch fit``: a patch and its report from a folder of labelled images."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .fit_options import fit_config
 from .options import (
     BaseClasses,
     BaseSource,
@@ -18,6 +19,13 @@ from .options import (
     open_method,
 )
 
+if TYPE_CHECKING:
+    from ..base import Base
+    from ..data import TaskData
+    from ..evaluation.comparing import Budget
+    from ..fitting.config import FitConfig
+    from ..fitting.fit import FitResult
+
 EXAMPLE = "deltapatch fit photos/ --base timm/resnet50.a1_in1k --out birds.safetensors"
 
 
@@ -27,7 +35,9 @@ def command(
     ],
     base: BaseSource,
     out: Annotated[Path, typer.Option(help="The patch file; the report stands beside it as .html.")],
-    method: Annotated[str, typer.Option(help="Kind of patch: delta, head, ...")] = "delta",
+    method: Annotated[
+        str, typer.Option(help="Kind of patch: delta, head, ...; auto tries all of them.")
+    ] = "delta",
     modules: Annotated[
         str | None,
         typer.Option(help="For delta: how many stages, from the last; or all.", show_default=False),
@@ -35,6 +45,17 @@ def command(
     option: Annotated[
         list[str] | None,
         typer.Option("--option", "-o", help="Method option as KEY=VALUE.", show_default=False),
+    ] = None,
+    budget_parameters: Annotated[
+        int | None,
+        typer.Option(help="For auto: leave out larger patches, heads not counted.", show_default=False),
+    ] = None,
+    budget_minutes: Annotated[
+        float | None, typer.Option(help="For auto: how long to look.", show_default=False)
+    ] = None,
+    budget_milliseconds: Annotated[
+        float | None,
+        typer.Option(help="For auto: leave out slower patches; time of an image.", show_default=False),
     ] = None,
     weights: Weights = None,
     classes: BaseClasses = None,
@@ -77,54 +98,51 @@ def command(
     note: Annotated[str, typer.Option(help="Written into the file.")] = "",
 ) -> None:
     """Fit a patch on labelled images and write it with a report of what it is worth."""
-    from pydantic import TypeAdapter, ValidationError
-
     from ..data import open_data
-    from ..errors import DeltapatchError
+    from ..evaluation.comparing import Budget
     from ..evaluation.metrics import paired_difference
     from ..evaluation.wording import comparison, summary
     from ..evaluation.worth import measure, with_figures, write_fit_report
-    from ..fitting.fit import FitConfig, fit_task
+    from ..fitting.fit import fit_task
 
-    fields = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "augment": augment,
-        "views": views,
-        "feature_noise": feature_noise,
-        "cache": cache,
-        "cache_dtype": cache_dtype,
-        "compile": compile,
-        "balance": balance,
-        "patience": patience or None,
-        "precision": precision,
-        "on_bad": on_bad,
-        "validation": validation,
-        "seed": seed,
-        "workers": workers,
-    } | ({} if learning_rate is None else {"learning_rate": learning_rate})
-    try:
-        config = TypeAdapter(FitConfig).validate_python(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        # What `FitConfig` itself refuses has no location: its message names the field.
-        place = "".join(f"--{field}: ".replace("_", "-") for field in first["loc"][:1])
-        raise DeltapatchError(place + first["msg"].removeprefix("Value error, ")) from error
-    chosen = open_method(method, option or [], modules)
+    config = fit_config(
+        learning_rate,
+        patience,
+        epochs=epochs,
+        batch_size=batch_size,
+        augment=augment,
+        views=views,
+        feature_noise=feature_noise,
+        cache=cache,
+        cache_dtype=cache_dtype,
+        compile=compile,
+        balance=balance,
+        precision=precision,
+        on_bad=on_bad,
+        validation=validation,
+        seed=seed,
+        workers=workers,
+    )
+    budget = Budget(budget_parameters, budget_minutes, budget_milliseconds)
+    is_auto = method == "auto"
+    _check_auto(is_auto, budget, bool(option or modules or resume or track))
+    chosen = None if is_auto else open_method(method, option or [], modules)
     _check_target(out)
     opened = open_base(base, weights, classes, size, mean, std, device)
     task = open_data(data, validation=validation, seed=seed)
-    checkpoint = out.with_name(out.name + ".checkpoint")
-    result = fit_task(
-        opened,
-        task,
-        chosen,
-        config,
-        checkpoint=checkpoint,
-        resume=resume,
-        progress=progress,
-        track=track or (),
-    )
+    if chosen is None:
+        result = _choose(opened, task, config, budget, progress)
+    else:
+        result = fit_task(
+            opened,
+            task,
+            chosen,
+            config,
+            checkpoint=out.with_name(out.name + ".checkpoint"),
+            resume=resume,
+            progress=progress,
+            track=track or (),
+        )
     patch = result.patch
     patch.info = patch.info.model_copy(update={"licence": licence, "author": author, "note": note})
     # First of all the work that was done is made safe; figures are added once they are known.
@@ -146,6 +164,52 @@ def command(
     compared = paired_difference(worth.patch, worth.head_only)
     typer.echo(f"{summary(worth.patch, worth.split)} {comparison(worth.head_only, compared)}")
     typer.echo(f"wrote {out} ({out.stat().st_size / 1e6:.2f} MB) and {page}")
+
+
+def _check_auto(is_auto: bool, budget: "Budget", is_specific: bool) -> None:
+    """Options that would have no effect are refused."""
+    from ..errors import DeltapatchError
+    from ..evaluation.comparing import Budget
+
+    if is_auto and is_specific:
+        raise DeltapatchError(
+            "--method auto chooses the method and its options and fits many of them; leave out --modules,"
+            " --option, --resume and --track"
+        )
+    if not is_auto and budget != Budget():
+        raise DeltapatchError("the budgets are for --method auto; give that, or leave them out")
+
+
+def _choose(
+    base: "Base", task: "TaskData", config: "FitConfig", budget: "Budget", progress: bool
+) -> "FitResult":
+    """The fit of the best method, with the ranking printed."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..evaluation.comparing import choose_method
+    from ..evaluation.comparing.contenders import describe
+    from ..evaluation.wording import duration, percent
+
+    def tell(line: str) -> None:
+        if progress:
+            typer.echo(line, err=True)
+
+    choice = choose_method(base, task, config, budget, tell=tell)
+    table = Table("method", "validation", "parameters", "epochs", "time of the fit")
+    for one in choice.ranking:
+        table.add_row(
+            describe(one.method),
+            percent(one.accuracy),
+            f"{one.parameters:,}",
+            str(one.epochs),
+            duration(one.result.seconds),
+        )
+    Console().print(table)
+    for name, reason in choice.left_out:
+        typer.echo(f"left out: {name}: {reason}", err=True)
+    typer.echo(f"{choice.by} The validation figure of the best of several is optimistic.")
+    return choice.result
 
 
 def _check_target(out: Path) -> None:

@@ -1,6 +1,5 @@
 """Options that several commands share, and how they become a base or a method."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,23 +97,13 @@ def open_base_of(patch: "Patch", source: str | None, weights: str | None, device
 
 def open_method(name: str, options: list[str], modules: str | None) -> "Method":
     """The method with its options, given as KEY=VALUE."""
-    from ..method import make_method
+    from ..method import make_method, parse_option
 
     values: dict[str, Any] = {}
     for option in [*options, *([] if modules is None else [f"modules={modules}"])]:
-        key, equals, value = option.partition("=")
-        if not equals:
-            raise DeltapatchError(f"method option '{option}' is not of the form KEY=VALUE")
-        values[key.replace("-", "_")] = _plain(value)
+        key, value = parse_option(option)
+        values[key] = value
     return make_method(name, values)
-
-
-def _plain(text: str) -> Any:
-    """true, 3, 0.5 and the like as what they are; anything else as text."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:

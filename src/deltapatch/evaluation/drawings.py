@@ -1,6 +1,6 @@
 """The report's pictures, as SVG text that stands inside a page and takes its colours from the page's style.
 
-Matplotlib knows no CSS variables, so everything is drawn in stand-in colours that `_to_svg` exchanges for
+Matplotlib knows no CSS variables, so everything is drawn in stand-in colours that `to_svg` exchanges for
 ``var(--ink)`` and the like. Values are shown by the opacity of one colour: that works on light and on dark.
 """
 
@@ -26,9 +26,9 @@ CELL = "#1b56ab"
 STRONG = 0.75
 """Cells are filled with `CELL`; from the opacity `STRONG` on, white text reads best on them."""
 
-_INK, _QUIET, _WEIGHT, _EXISTING = "#010203", "#010204", "#010205", "#010206"
+INK, _QUIET, _WEIGHT, _EXISTING = "#010203", "#010204", "#010205", "#010206"
 _VARIABLES = {
-    _INK: "var(--ink)",
+    INK: "var(--ink)",
     _QUIET: "var(--quiet)",
     _WEIGHT: "var(--weight)",
     _EXISTING: "var(--existing)",
@@ -39,9 +39,9 @@ def draw_curves(curves: Mapping[str, Sequence[float]], first: int, unit: str) ->
     """Draws one line for each curve, from epoch ``first`` on; values that are not finite leave gaps."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _new_figure(4.6, 2.9)
+    figure, axes = new_figure(4.6, 2.9)
     styles = ("-", "--", ":", "-.")
-    colours = (_WEIGHT, _EXISTING, _INK, _QUIET)
+    colours = (_WEIGHT, _EXISTING, INK, _QUIET)
     marker = "o" if len(next(iter(curves.values()))) <= MAX_MARKED_EPOCHS else ""
     for (name, values), style, colour in zip(curves.items(), styles, colours, strict=False):
         heights = np.asarray(values, np.float64)
@@ -52,17 +52,17 @@ def draw_curves(curves: Mapping[str, Sequence[float]], first: int, unit: str) ->
     axes.set_ylabel(unit)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, labelcolor=_INK, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    return _to_svg(figure)
+    axes.legend(frameon=False, labelcolor=INK, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return to_svg(figure)
 
 
 def draw_matrix(counts: NDArray[np.int64]) -> str:
     """Draws a confusion matrix of many classes as a picture of the part of each row, ``(K, K)``."""
-    figure, axes = _new_figure(4.6, 4.6)
-    _shade(axes, counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+    figure, axes = new_figure(4.6, 4.6)
+    shade(axes, counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
     axes.set_xlabel("answered class number")
     axes.set_ylabel("true class number")
-    return _to_svg(figure)
+    return to_svg(figure)
 
 
 def draw_heat_map(mean: NDArray[np.float64], spread: NDArray[np.float64] | None = None) -> str:
@@ -73,8 +73,8 @@ def draw_heat_map(mean: NDArray[np.float64], spread: NDArray[np.float64] | None 
     n = len(mean)
     cell = 0.52 if n <= MAX_ARC_STATES else 0.36
     side = 1.0 + cell * n if spread is not None else 2.1
-    figure, axes = _new_figure(side, side)
-    opacity = _shade(axes, mean)
+    figure, axes = new_figure(side, side)
+    opacity = shade(axes, mean)
     axes.set_xticks(range(n))
     axes.set_yticks(range(n), labels=[str(i) for i in range(1, n + 1)])
     if spread is None and n > MAX_ARC_STATES:
@@ -83,13 +83,13 @@ def draw_heat_map(mean: NDArray[np.float64], spread: NDArray[np.float64] | None 
     axes.set_xlabel("from state")
     axes.set_ylabel("into sub-block")
     for i, j in np.argwhere(np.isfinite(mean)).tolist():
-        colour = "#ffffff" if opacity[i, j] >= STRONG else _INK
+        colour = "#ffffff" if opacity[i, j] >= STRONG else INK
         if spread is not None:
             axes.text(j, i - 0.14, f"{mean[i, j]:.2f}", color=colour, size=9, ha="center", va="center")
             axes.text(j, i + 0.24, f"± {spread[i, j]:.2f}", color=colour, size=6.5, ha="center", va="center")
         elif n <= MAX_PRINTED_ARCS:
             axes.text(j, i, f"{mean[i, j]:.2f}", color=colour, size=9, ha="center", va="center")
-    return _to_svg(figure)
+    return to_svg(figure)
 
 
 def draw_arcs(mean: NDArray[np.float64], spread: NDArray[np.float64], existing: NDArray[np.bool_]) -> str:
@@ -101,7 +101,7 @@ def draw_arcs(mean: NDArray[np.float64], spread: NDArray[np.float64], existing: 
         existing: where the base has that skip already.
     """
     n = len(mean)
-    figure, axes = _new_figure(1.0 + 0.85 * n if n > 4 else 4.6, 1.3 + 0.28 * n)
+    figure, axes = new_figure(1.0 + 0.85 * n if n > 4 else 4.6, 1.3 + 0.28 * n)
     for i, j in np.argwhere(np.isfinite(mean)).tolist():
         colour, line = (_EXISTING, (0, (2, 1))) if existing[i, j] else (_WEIGHT, "solid")
         strength = min(abs(mean[i, j]), 1.0)
@@ -109,14 +109,14 @@ def draw_arcs(mean: NDArray[np.float64], spread: NDArray[np.float64], existing: 
         axes.add_patch(_arc(j, i + 1, strength, color=colour, alpha=0.35 + 0.65 * strength, linestyle=line))
         if n <= MAX_PRINTED_ARCS:
             top = (i + 1 - j) / 2 + 0.1
-            axes.text((i + 1 + j) / 2, top, f"{mean[i, j]:.2f}", color=_INK, size=9, ha="center", va="bottom")
+            axes.text((i + 1 + j) / 2, top, f"{mean[i, j]:.2f}", color=INK, size=9, ha="center", va="bottom")
     for state in range(n + 1):
-        axes.text(state, -0.16, str(state), color=_INK, ha="center", va="top", size=10)
-    axes.plot(range(n + 1), [0] * (n + 1), "o", color=_INK, markersize=6, zorder=3)
+        axes.text(state, -0.16, str(state), color=INK, ha="center", va="top", size=10)
+    axes.plot(range(n + 1), [0] * (n + 1), "o", color=INK, markersize=6, zorder=3)
     axes.set_xlim(-0.3, n + 0.3)
     axes.set_ylim(-0.55, 0.5 * n + 0.35)
     axes.set_axis_off()
-    return _to_svg(figure)
+    return to_svg(figure)
 
 
 def _arc(start: int, end: int, thickness: float, **style: Any) -> "Arc":
@@ -127,7 +127,7 @@ def _arc(start: int, end: int, thickness: float, **style: Any) -> "Arc":
     return Arc(((start + end) / 2, 0), span, span, theta1=0, theta2=180, linewidth=width, **style)
 
 
-def _shade(axes: "Axes", values: NDArray[np.float64]) -> NDArray[np.float64]:
+def shade(axes: "Axes", values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Fills a grid with one colour, the more opaque the larger the value; returns the opacities."""
     from matplotlib.colors import to_rgb
 
@@ -140,20 +140,20 @@ def _shade(axes: "Axes", values: NDArray[np.float64]) -> NDArray[np.float64]:
     return opacity
 
 
-def _new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
+def new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
     """An empty figure of so many inches, outside pyplot's global state."""
     from matplotlib.figure import Figure
 
     figure = Figure((width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[:].set_color(_QUIET)
-    axes.tick_params(color=_QUIET, labelcolor=_INK, labelsize=8)
-    axes.xaxis.label.set(color=_INK, size=9)
-    axes.yaxis.label.set(color=_INK, size=9)
+    axes.tick_params(color=_QUIET, labelcolor=INK, labelsize=8)
+    axes.xaxis.label.set(color=INK, size=9)
+    axes.yaxis.label.set(color=INK, size=9)
     return figure, axes
 
 
-def _to_svg(figure: "Figure") -> str:
+def to_svg(figure: "Figure") -> str:
     """The figure as one ``<svg>`` element that neither touches the page around it nor loads anything."""
     import matplotlib
 

@@ -13,12 +13,13 @@ class FitConfig:
     Attributes:
         epochs: passes over the training images.
         batch_size: images a step.
-        learning_rate: the highest of the one-cycle schedule.
+        learning_rate: the highest of the one-cycle schedule; None leaves it to the method.
         weight_decay: of AdamW, on weight matrices and convolutions; not on biases and norms.
         label_smoothing: of the cross entropy.
         balance: weigh classes by the inverse of their counts.
         patience: stop after so many epochs without a better validation figure; None never stops early.
         start_from_head: fit a head on the frozen features first and start the patch from it.
+        train_head: whether the head trains with the rest; otherwise it stays as it starts.
         augment: changes of training images: "flip" mirrors, "crop" cuts out, "standard" does both.
         views: how many fixed versions of each training image an augmentation has, of which each epoch draws
             one. The first is always the plain image. None is 2 for "flip"; crops are then drawn anew in every
@@ -39,12 +40,13 @@ class FitConfig:
 
     epochs: int = 30
     batch_size: int = 32
-    learning_rate: float = 3e-3
+    learning_rate: float | None = None
     weight_decay: float = 1e-2
     label_smoothing: float = 0.0
     balance: bool = False
     patience: int | None = 10
     start_from_head: bool = True
+    train_head: bool = True
     augment: Literal["none", "flip", "crop", "standard"] = "none"
     views: int | None = None
     feature_noise: float = 0.0
@@ -61,7 +63,7 @@ class FitConfig:
         allowed = {
             "epochs": self.epochs >= 1,
             "batch_size": self.batch_size >= 1,
-            "learning_rate": 0 < self.learning_rate < float("inf"),
+            "learning_rate": self.learning_rate is None or 0 < self.learning_rate < float("inf"),
             "weight_decay": 0 <= self.weight_decay < float("inf"),
             "label_smoothing": 0 <= self.label_smoothing < 1,
             "patience": self.patience is None or self.patience >= 1,

@@ -1,7 +1,7 @@
 """The training loop: steps, validation, the best epoch, early stopping, and a checkpoint after each epoch."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import OneCycleLR
 
+from ..method import Method
 from .checkpoint import Checkpoint
 from .config import FitConfig
 from .examples import Examples, Step
@@ -65,6 +66,7 @@ def train(
     checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
     accelerator: Accelerator | None = None,
+    rates: Mapping[nn.Parameter, float] | None = None,
 ) -> Outcome:
     """Fits ``model`` and leaves the parameters of the best validation epoch in it (of the last without
     validation).
@@ -73,7 +75,8 @@ def train(
     Ctrl-C
     ends the loop after the step at hand and keeps the best so far. With a checkpoint that holds an earlier
     state of
-    the same fit, the loop goes on from there to the same result.
+    the same fit, the loop goes on from there to the same result. ``rates`` are learning rates of parameters
+    where the configuration names none for all.
     """
     run = _Run(
         model,
@@ -83,6 +86,7 @@ def train(
         class_weights,
         progress or Progress(),
         accelerator or Accelerator(),
+        rates,
     )
     start = run.restore(checkpoint) if checkpoint is not None else 1
     try:
@@ -112,19 +116,20 @@ class _Run:
         class_weights: Tensor | None,
         progress: Progress,
         accelerator: Accelerator,
+        rates: Mapping[nn.Parameter, float] | None,
     ) -> None:
         self.config = config
         self.training = training
         self.validation = validation
         self.progress = progress
         self.accelerator = accelerator
-        optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.learning_rate)
+        groups = _parameter_groups(model, config, rates or {})
+        optimizer = torch.optim.AdamW(groups)
         steps = max(config.epochs * len(training), 2)
         # The first steps climb to the highest rate, also in a fit of a few steps.
         rise = min(max(0.3, 2 / steps), 0.9)
-        self.schedule = OneCycleLR(
-            optimizer, max_lr=config.learning_rate, total_steps=steps + 1, pct_start=rise
-        )
+        highest = [group["lr"] for group in groups]
+        self.schedule = OneCycleLR(optimizer, max_lr=highest, total_steps=steps + 1, pct_start=rise)
         self.bare = model
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.class_weights = None if class_weights is None else class_weights.to(accelerator.device)
@@ -148,7 +153,7 @@ class _Run:
             training_accuracy=accuracy,
             validation_loss=None if scored is None else scored.loss,
             validation_accuracy=None if scored is None else scored.accuracy,
-            learning_rate=float(self.schedule.get_last_lr()[0]),
+            learning_rate=max(map(float, self.schedule.get_last_lr())),
             seconds=time.perf_counter() - started,
         )
         self.outcome.history.append(epoch)
@@ -263,12 +268,19 @@ class _Total:
         return Scored(float(self.loss) / count, float(self.right) / count)
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight matrices and convolutions decay; biases, norms and gains do not."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def _parameter_groups(
+    model: nn.Module, config: FitConfig, rates: Mapping[nn.Parameter, float]
+) -> list[dict[str, Any]]:
+    """By learning rate; weight matrices and convolutions decay, biases, norms and gains do not."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            rate = config.learning_rate or rates.get(parameter, Method.learning_rate)
+            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
     return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": parameters, "lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
     ]
 
 

@@ -1,6 +1,5 @@
 """Δ-Networks: input-conditioned skip connections between all sub-blocks of a stage (arXiv 2303.14772)."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
@@ -12,14 +11,11 @@ from ..anatomy import Anatomy, Layout, Stage
 from ..errors import DeltapatchError
 from ..joint import Rows
 from ..method import Method, register_method
-from ..skipping import existing_skips, skip_touches, sum_norm, weighted_sum
+from ..skipping import DeltaModule, existing_skips, skip_touches, sum_norm, weighted_sum
 from ..touching import Touch
 
 _SURE = 4.0
 """A weight of sigmoid(±4), 0.982 or 0.018: as good as present or absent, and still with a gradient."""
-
-_FEWEST_CHANNELS = 16
-"""A light Δ-module of a narrow stage would have too few channels to tell images apart."""
 
 
 @register_method("delta")
@@ -153,7 +149,7 @@ class JointStagePart:
         norms = [part.sum_norms[index] for part in self.parts]
         if isinstance(norms[0], nn.LayerNorm):
             total = self._weighted(weights, states)
-            plain = nn.functional.layersum_norm(total, norms[0].normalized_shape, eps=norms[0].eps)
+            plain = nn.functional.layer_norm(total, norms[0].normalized_shape, eps=norms[0].eps)
             scale, shift = (self._per_channel(norms, name) for name in ("weight", "bias"))
             return torch.addcmul(shift, plain, scale).to(total.dtype)
         scale, shift = zip(*(_scale_and_shift(norm) for norm in norms), strict=True)
@@ -183,43 +179,6 @@ class JointStagePart:
         if self.layout == "NCHW":
             return values[:, :, None, None]
         return values[:, None, None] if self.layout == "NHWC" else values[:, None]
-
-
-class DeltaModule(nn.Module):
-    """Δ(x): two convolutions, a global average and a linear layer give one number for each skip.
-
-    FC(GAP(ReLU(Norm(conv(ReLU(Norm(conv(x))))))) with 3x3 convolutions C -> C/2 -> C/2 on maps and 1x1 ones
-    (linear layers) on tokens, without bias. A light one has C/8 instead of C/2, though no fewer than 16
-    where C/2 is not, and its first convolution has stride 2. Input as the stage's layout says; output (N,
-    skips), before the sigmoid.
-    """
-
-    def __init__(
-        self, channels: int, skips: int, layout: Layout, normalise: bool, light: bool = False
-    ) -> None:
-        super().__init__()
-        self.layout: Layout = layout
-        width = max(channels // 2, 1)
-        if light:
-            width = max(channels // 8, min(width, _FEWEST_CHANNELS))
-        if layout == "NLC":
-            first, second = nn.Linear(channels, width, bias=False), nn.Linear(width, width, bias=False)
-        else:
-            first = nn.Conv2d(channels, width, 3, stride=2 if light else 1, padding=1, bias=False)
-            second = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        inner: Layout = "NLC" if layout == "NLC" else "NCHW"
-        norms = [sum_norm(width, inner) if normalise else nn.Identity() for _ in range(2)]
-        self.layers = nn.Sequential(first, norms[0], nn.ReLU(), second, norms[1], nn.ReLU())
-        self.fc = nn.Linear(width, skips)
-        for layer in (first, second):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        nn.init.normal_(self.fc.weight, std=1e-2 / math.sqrt(width))
-        nn.init.zeros_(self.fc.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.fc.weight.dtype)
-        maps = self.layers(x.permute(0, 3, 1, 2) if self.layout == "NHWC" else x)
-        return self.fc(maps.mean(1) if self.layout == "NLC" else maps.mean((2, 3)))
 
 
 def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:

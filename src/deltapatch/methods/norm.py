@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
+import torch
 from torch import nn
 
 from ..anatomy import Anatomy
@@ -11,7 +12,7 @@ from ..base import Base
 from ..errors import AnatomyError, DeltapatchError
 from ..layers import Layer
 from ..method import Method, register_method
-from ..normalising import Gathering, NormPart, Statistics
+from ..normalising import AFFINE, Gathering, NormPart, Statistics
 from ..touching import Touch
 
 
@@ -28,10 +29,13 @@ class Norm(Method):
         statistics: μ and v of layers that keep them (batch normalisation): "kept" as in the base,
             "re-estimated" once on the task's training images before the fit, or "own": followed batch by
             batch during the fit, as in ordinary training. Those that are not kept are in the patch.
+        gain: where γ and β start: "base" at the base's own; "uniform" with γ from U(0, 1) and β = 0, as in
+            the source, for a base whose weights are random (with ``statistics="own"``).
     """
 
     modules: int | Literal["all"] = "all"
     statistics: Statistics = "kept"
+    gain: Literal["base", "uniform"] = "base"
 
     site_type: ClassVar[type] = Layer
 
@@ -50,10 +54,21 @@ class Norm(Method):
         return found
 
     def part(self, site: Layer) -> NormPart:
-        return NormPart(site, affine=True, statistics=self.statistics)
+        part = NormPart(site, affine=True, statistics=self.statistics)
+        gain = part.tensors().get("weight")
+        if self.gain == "uniform" and gain is not None:
+            # Here and not in `initialise`: parts are drawn under the seed of the patch.
+            nn.init.uniform_(gain)
+        return part
 
+    @torch.no_grad()
     def initialise(self, site: Layer, part: nn.Module, base: Base) -> None:
-        cast(NormPart, part).start_from(base.submodule(site.path))
+        own = cast(NormPart, part)
+        drawn = {name: tensor.clone() for name, tensor in own.tensors().items() if name in AFFINE}
+        own.start_from(base.submodule(site.path))
+        if self.gain == "uniform":
+            for name, tensor in drawn.items():
+                own.tensors()[name].copy_(tensor if name == "weight" else torch.zeros_like(tensor))
 
     def gathering(self) -> Gathering | None:
         return Gathering() if self.statistics == "re-estimated" else None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from digits import write_bad_image, write_digits, write_tree
-from toys import disturb
+from toys import disturb, toy_base
 
 from deltapatch.base import Base
 from deltapatch.data import ImageSet, evaluation_transform, open_data, open_images
@@ -118,6 +118,34 @@ def test_an_evaluation_counts_right_answers_and_skipped_images(base: Base, tmp_p
     # The first class is "one", of whose four images one is bad.
     assert evaluation.accuracy.value == pytest.approx(3 / 7)
     assert evaluation.skipped == 1
+
+
+def test_the_base_and_a_patch_without_a_head_are_evaluated_by_the_bases_outputs(
+    base: Base, images: ImageSet
+) -> None:
+    alone = evaluate(base, images)
+    assert alone.classes == base.classes
+    assert (alone.probabilities == answer(base, images).probabilities).all()
+    headless = disturb(Delta(modules=1).build(base, seed=0))
+    patched = evaluate(base, images, headless)
+    assert patched.classes == base.classes
+    assert patched.probabilities.shape == alone.probabilities.shape
+    assert (patched.probabilities != alone.probabilities).any()
+
+
+def test_the_outputs_of_a_base_without_class_names_are_numbered(images: ImageSet) -> None:
+    nameless = toy_base()
+    answered = images.subset(range(5)).with_labels(range(5))
+    assert evaluate(nameless, answered).classes == ("0", "1", "2", "3", "4")
+
+
+@pytest.mark.parametrize("has_patch", [False, True])
+def test_images_that_are_all_bad_give_no_rows_of_the_bases_classes(
+    base: Base, tmp_path: Path, has_patch: bool
+) -> None:
+    images = open_images([write_bad_image(tmp_path / "bad.png")])
+    patch = Delta(modules=1).build(base, seed=0) if has_patch else None
+    assert answer(base, images, patch).probabilities.shape == (0, 47)
 
 
 # --- skip weights -----------------------------------------------------------------------------------------

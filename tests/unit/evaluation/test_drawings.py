@@ -125,9 +125,9 @@ def test_numbers_on_a_strong_cell_are_white():
 
 
 def test_the_opacity_of_a_cell_is_its_value_and_a_missing_one_is_clear():
-    _, axes = drawings._new_figure(1, 1)
-    assert drawings._shade(axes, np.array([[0.25, np.nan]])).tolist() == [[0.25, 0]]
-    assert drawings._shade(axes, np.array([[4.0, -2.0]])).tolist() == [[1, 0.5]]
+    _, axes = drawings.new_figure(1, 1)
+    assert drawings.shade(axes, np.array([[0.25, np.nan]])).tolist() == [[0.25, 0]]
+    assert drawings.shade(axes, np.array([[4.0, -2.0]])).tolist() == [[1, 0.5]]
 
 
 def test_a_curve_with_values_that_are_not_finite_is_drawn_with_gaps():

@@ -14,7 +14,7 @@ from deltapatch.base import Base
 from deltapatch.data import TaskData, open_data
 from deltapatch.errors import DataError
 from deltapatch.evaluation.answers import answer
-from deltapatch.fitting import fit as fitting
+from deltapatch.fitting import job as fitting
 
 
 @pytest.mark.parametrize("options", [{"cache": "on"}, {"cache": "off"}], ids=["cached", "anew"])

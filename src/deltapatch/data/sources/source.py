@@ -13,7 +13,7 @@ import numpy as np
 from deltapatch.data.decode import ImageInput
 from deltapatch.errors import DataError, DeltapatchWarning, ImageError
 
-SourceKind = Literal["folder", "npz", "parquet", "hub"]
+SourceKind = Literal["folder", "npz", "parquet", "hub", "joint"]
 
 
 class Split(StrEnum):

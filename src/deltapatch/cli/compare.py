@@ -1,0 +1,158 @@
+"""``deltapatch compare``: which method for these images on this base."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .fit_options import fit_config
+from .options import BaseClasses, BaseSource, Device, Mean, Size, Std, Weights, Workers, open_base
+
+if TYPE_CHECKING:
+    from ..evaluation.comparing import ComparisonConfig
+
+EXAMPLE = (
+    "deltapatch compare birds/ cars/ --base timm/resnet50.a1_in1k --methods 'head,norm,delta:modules=1|all'"
+    " --out compared"
+)
+
+
+def command(
+    data: Annotated[
+        list[str], typer.Argument(help="One or more: class-per-folder tree, .npz, Parquet, hub data set.")
+    ],
+    base: BaseSource,
+    out: Annotated[Path, typer.Option(help="A folder for tables, page, patches and finished jobs.")],
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="With commas between them, as NAME or NAME:OPTION=VALUE; + between options, | between"
+            " values of which validation chooses; all: every method."
+        ),
+    ] = "all",
+    seeds: Annotated[int, typer.Option(help="Fits of each method.")] = 5,
+    budget_minutes: Annotated[
+        float | None,
+        typer.Option(help="Drop variants and seeds that take longer in all.", show_default=False),
+    ] = None,
+    budget_parameters: Annotated[
+        int | None, typer.Option(help="Leave out larger patches, heads not counted.", show_default=False)
+    ] = None,
+    protocols: Annotated[
+        str, typer.Option(help="single, joint, sequential, parallel; with commas between them.")
+    ] = "single",
+    supporting: Annotated[
+        str | None,
+        typer.Option(help="Labelled images of the base's own task, to measure it too.", show_default=False),
+    ] = None,
+    shares: Annotated[
+        str | None,
+        typer.Option(help="Per cent of the training images, such as 15,30,50,100.", show_default=False),
+    ] = None,
+    few_shot: Annotated[
+        int | None, typer.Option(help="So many training images a class.", show_default=False)
+    ] = None,
+    select: Annotated[
+        str, typer.Option(help="What chooses epoch and variant: validation, or test as in the papers.")
+    ] = "validation",
+    weights: Weights = None,
+    classes: BaseClasses = None,
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    device: Device = None,
+    epochs: int = 30,
+    batch_size: int = 32,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", "--lr", show_default=False)
+    ] = None,
+    augment: Annotated[str, typer.Option(help="none, flip, crop or standard.")] = "none",
+    views: Annotated[
+        int | None,
+        typer.Option(help="Fixed versions of each image to augment with; 1: none.", show_default=False),
+    ] = None,
+    cache: Annotated[str, typer.Option(help="Keep trunk activations on disk: auto, on or off.")] = "auto",
+    balance: Annotated[bool, typer.Option(help="Weigh rare classes up.")] = False,
+    patience: Annotated[int, typer.Option(help="Stop after so many epochs without gain; 0: never.")] = 10,
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    validation: Annotated[
+        float, typer.Option(help="Share held out where there is no validation split.")
+    ] = 0.2,
+    workers: Workers = 0,
+    progress: Annotated[bool, typer.Option(help="Draw a table of how far it is.")] = True,
+) -> None:
+    """Compare methods on images and seeds. The same command goes on after a kill, or with more seeds."""
+    from ..evaluation.comparing import Budget, compare, parse_contenders
+    from ..evaluation.comparing.writing import as_markdown, check_parquet
+
+    check_parquet()
+    config = _comparison_config(
+        seeds=seeds,
+        protocols=[name.strip() for name in protocols.split(",")],
+        shares=_whole_numbers(shares),
+        few_shot=few_shot,
+        selection=select,
+    )
+    fit = fit_config(
+        learning_rate,
+        patience,
+        epochs=epochs,
+        batch_size=batch_size,
+        augment=augment,
+        views=views,
+        cache=cache,
+        balance=balance,
+        precision=precision,
+        validation=validation,
+        workers=workers,
+    )
+    budget = Budget(parameters=budget_parameters, minutes=budget_minutes)
+    contenders = parse_contenders(methods)
+    opened = open_base(base, weights, classes, size, mean, std, device)
+    try:
+        found = compare(
+            opened,
+            data,
+            contenders,
+            out,
+            config,
+            fit,
+            budget,
+            supporting=supporting,
+            weights=weights,
+            progress=progress,
+        )
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; finished fits are kept in {out}, and the same command goes on", err=True)
+        raise
+    for warning in found.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(as_markdown(found))
+    files = ("results.parquet", "results.md", "report.html", "settings.json")
+    typer.echo(f"wrote {', '.join(str(out / name) for name in files)}")
+
+
+def _comparison_config(**fields: object) -> "ComparisonConfig":
+    from pydantic import TypeAdapter, ValidationError
+
+    from ..errors import DeltapatchError
+    from ..evaluation.comparing import ComparisonConfig
+
+    try:
+        return TypeAdapter(ComparisonConfig).validate_python(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        names = {"selection": "--select: ", "protocols": "--protocols: "}
+        place = names.get(str(next(iter(first["loc"]), "")), "")
+        raise DeltapatchError(place + first["msg"].removeprefix("Value error, ")) from error
+
+
+def _whole_numbers(text: str | None) -> tuple[int, ...]:
+    from ..errors import DeltapatchError
+
+    try:
+        return () if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise DeltapatchError(
+            f"--shares takes whole numbers with commas between them, not '{text}'"
+        ) from None
