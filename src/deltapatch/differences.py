@@ -101,6 +101,7 @@ def stored_as(patch: Patch, method: Method, base: Base) -> Patch:
     return stored
 
 
+@torch.no_grad()
 def storage_error(fitted: Iterable[nn.Module], stored: Iterable[nn.Module]) -> float:
     """‖d - d_stored‖ / ‖d‖ over all differences of the parts of two patches; 0 where nothing changed."""
     lost = length = 0.0

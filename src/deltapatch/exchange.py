@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .errors import AnatomyError
+from .joining import unseen
 from .touching import Touch, is_shadowed
 
 
@@ -32,7 +33,9 @@ class Exchange:
 
     def __call__(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         module = _owner(forward)
-        copy = stand_in(module, self.tensors(module))
+        with unseen():
+            tensors = self.tensors(module)
+        copy = stand_in(module, tensors)
         copy.training = self.training
         if self.momentum is not None:
             copy.__dict__["momentum"] = self.momentum

@@ -4,7 +4,9 @@ The sub-block's own forward runs as it is written. Where its join is an addition
 while it runs; where the join is the output, the output is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -70,6 +72,19 @@ class OutputJunction:
         return self.total if self.shortcut is None else self.total - self.shortcut
 
 
+_unseen: ContextVar[bool] = ContextVar("deltapatch_unseen", default=False)
+
+
+@contextmanager
+def unseen() -> Generator[None]:
+    """For what a patch computes inside a sub-block: its additions do not count as the sub-block's own."""
+    token = _unseen.set(True)
+    try:
+        yield
+    finally:
+        _unseen.reset(token)
+
+
 class _TakeOver(TorchFunctionMode):
     """Replaces the result of one addition among those that run while the mode is active."""
 
@@ -81,7 +96,7 @@ class _TakeOver(TorchFunctionMode):
         self.seen = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in ADDITIONS:
+        if func not in ADDITIONS or _unseen.get():
             return func(*args, **(kwargs or {}))
         self.seen += 1
         if self.seen != self.addition + 1:

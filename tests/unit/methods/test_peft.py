@@ -146,7 +146,7 @@ def test_a_rank_beyond_what_the_weight_can_have_comes_back_smaller() -> None:
 
 def test_factors_that_mix_groups_are_refused() -> None:
     layer = LAYERS["grouped"]
-    with pytest.raises(DeltapatchError, match="mixes the channels of different groups of features.conv"):
+    with pytest.raises(DeltapatchError, match=r"mixes the channels of different groups of features.conv"):
         from_peft_factors(
             layer, "features.conv", PeftLayer(torch.ones(2, 8, 3, 3), torch.ones(12, 1, 1, 1), 1.0)
         )
@@ -267,24 +267,19 @@ def test_an_exported_patch_comes_back_as_it_was(base: Base, tmp_path: Path) -> N
     assert all(torch.equal(back.state_dict()[name], tensor) for name, tensor in patch.state_dict().items())
 
 
+def _config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "adapter_config.json").read_text())
+
+
 def test_names_that_other_names_end_with_are_written_so_that_they_match_nothing_else(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = Net([nn.Sequential(nn.Sequential(), nn.Sequential())], 4)
-    net.stage = nn.Sequential(*[Unit(4) for _ in range(2)])
+    net = Net([Unit(4), Unit(4)], 4)
     net.stage[0].stem = nn.Conv2d(4, 4, 1)
     base = load_base(net.eval(), size=8)
-    config = json.loads(
-        (
-            to_peft(Lora(rank=2, targets=("stem",)).build(base), base, tmp_path) / "adapter_config.json"
-        ).read_text()
-    )
-    assert config["target_modules"] == "stem"
-    config = json.loads(
-        (
-            to_peft(Lora(rank=2, targets=("branch.0",)).build(base), base, tmp_path) / "adapter_config.json"
-        ).read_text()
-    )
-    assert config["target_modules"] == ["stage.0.branch.0", "stage.1.branch.0"]
+    folder = to_peft(Lora(rank=2, targets=("stem",)).build(base), base, tmp_path)
+    assert _config(folder)["target_modules"] == "stem"
+    folder = to_peft(Lora(rank=2, targets=("branch.0",)).build(base), base, tmp_path)
+    assert _config(folder)["target_modules"] == ["stage.0.branch.0", "stage.1.branch.0"]
 
 
 def test_a_failed_export_leaves_the_old_adapter(
@@ -349,11 +344,11 @@ def test_a_head_that_peft_cannot_replace_is_left_out_with_a_warning(tmp_path: Pa
     base = load_base(net.eval(), size=8)
     with pytest.warns(DeltapatchWarning, match="the head is left out"):
         folder = to_peft(Lora(rank=2).build(base, CLASSES), base, tmp_path)
-    assert json.loads((folder / "adapter_config.json").read_text())["modules_to_save"] is None
+    assert _config(folder)["modules_to_save"] is None
 
 
 def test_only_lora_patches_of_this_base_are_exported(base: Base, tmp_path: Path) -> None:
-    with pytest.raises(DeltapatchError, match="only lora patches .* this is a head patch"):
+    with pytest.raises(DeltapatchError, match=r"only lora patches .* this is a head patch"):
         to_peft(Head().build(base, CLASSES), base, tmp_path)
     with pytest.raises(DeltapatchError, match="this patch belongs to base"):
         to_peft(Lora().build(toy_base()), base, tmp_path)
