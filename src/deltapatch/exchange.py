@@ -39,7 +39,11 @@ class Exchange:
         copy.training = self.training
         if self.momentum is not None:
             copy.__dict__["momentum"] = self.momentum
-        return type(module).forward(copy, *args, **kwargs)
+        if not self.training:
+            return type(module).forward(copy, *args, **kwargs)
+        # A norm in train mode counts its batches; that addition is none of the sub-block's around it.
+        with unseen():
+            return type(module).forward(copy, *args, **kwargs)
 
 
 def stand_in(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -45,7 +45,7 @@ def test_the_last_stages_and_all_that_follows_without_the_classifier(own: Base) 
     last = [layer.path for layer in own.anatomy.layers_from(1)]
     assert last[0] == "wide.0.conv1"
     assert "classifier" not in last
-    assert [layer.path for layer in own.anatomy.layers_from("all")][0] == "stem"
+    assert own.anatomy.layers_from("all")[0].path == "stem"
     with pytest.raises(AnatomyError, match="modules=3"):
         own.anatomy.layers_from(3)
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 from ..anatomy import Anatomy
 from ..base import Base
 from ..errors import AnatomyError, DeltapatchError
+from ..joining import unseen
 from ..layers import Layer
 from ..method import Method
 from ..normalising import NormPart
@@ -58,7 +59,9 @@ class AdapterPart(nn.Module):
 
     def touch(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """What the convolution computes while the patch is active."""
-        return self.adapted(tensors_in((args, kwargs))[0], forward(*args, **kwargs))
+        output = forward(*args, **kwargs)
+        with unseen():
+            return self.adapted(tensors_in((args, kwargs))[0], output)
 
 
 @dataclass(frozen=True)

@@ -268,7 +268,9 @@ def to_peft(patch: Patch, base: Base, folder: str | os.PathLike[str], skip_unsup
 def _targets_of(adapter: PeftAdapter, layers: Sequence[Layer]) -> Targets:
     """The shortest way to name exactly the adapter's layers."""
     paths = set(adapter.layers)
-    candidates: tuple[Targets, ...] = ("all", "linear", "convolution", adapter.names)
+    # PEFT's list may have names that stand for nothing here.
+    names = tuple(name for name in adapter.names if any(is_named(path, name) for path in paths))
+    candidates: tuple[Targets, ...] = ("all", "linear", "convolution", names)
     for targets in filter(None, candidates):
         if {layer.path for layer in Lora(targets=targets).targeted(layers)} == paths:
             return targets

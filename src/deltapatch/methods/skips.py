@@ -35,8 +35,10 @@ class Skips(Method):
             n (n + 1) / 2 a stage.
         weights: "learned": every λ trains; "one": all are 1; "random": drawn once from U(0, 1), never
             trained, in the file; "redrawn": drawn from U(0, 1) for each batch in train mode, and their mean
-            1/2 in eval mode, so that a patch answers the same twice; "untrained-module": what a light
-            Δ-module with random weights gives for each image, which are in the file and never train.
+            1/2 in eval mode, so that a patch answers the same twice (without ``norm`` nothing trains beside
+            the head, which is then solved in eval mode, so that nothing is redrawn); "untrained-module":
+            what a light Δ-module with random weights gives for each image, which are in the file and never
+            train.
         start: where learned weights begin: "base": 1 for the base's own skips and 0 for the new ones, which
             is the base itself; "one": all at 1.
         norm: whether each sum is normalised, by a layer with a scale and a shift that train.

@@ -64,6 +64,15 @@ def test_methods_that_act_at_the_same_modules_act_one_around_the_other(base: Bas
         assert not torch.equal(_answers(base, reset), answers)
 
 
+def test_delta_trains_with_norms_that_follow_the_batches(base: Base) -> None:
+    patch = Compose(("delta:modules=1", "norm:statistics=own")).build(base, ("a", "b"), seed=0).train()
+    model = PatchedModel(base)
+    model.add_patch("task", patch)
+    patch.train()
+    model(base.example(), patch="task").sum().backward()
+    assert all(parameter.grad is not None for parameter in patch.parameters())
+
+
 def test_the_patch_begins_where_the_first_of_its_methods_does(base: Base) -> None:
     assert divergence_of(base, Compose(("delta:modules=1", "norm:modules=2")).build(base)) == "narrow.0.norm1"
     assert divergence_of(base, Compose(("delta:modules=1", "norm:modules=1")).build(base)) == "wide.0"

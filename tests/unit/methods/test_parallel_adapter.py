@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 from torch.nn import functional
-from toys import NormUnit, OwnNet, copied_state, disturb, enliven, same_state, toy_base
+from toys import Net, NormUnit, OwnNet, copied_state, disturb, enliven, same_state, toy_base
 
 from deltapatch.base import Base
 from deltapatch.errors import AnatomyError, DeltapatchError
@@ -99,6 +99,15 @@ def test_modules_counts_stages_from_the_last(base: Base) -> None:
     paths = [site.path for site in ParallelAdapter(modules=1).sites(base.anatomy)]
     assert paths[0] == "wide.0.conv1"
     assert all(path.startswith("wide.") for path in paths)
+
+
+def test_a_convolution_that_loses_the_maps_border_has_no_adapter() -> None:
+    base = toy_base([NormUnit(4, 4), NormUnit(4, 4)])
+    assert ParallelAdapter().sites(base.anatomy)[0].path == "stem"
+    net = Net([NormUnit(4, 4), NormUnit(4, 4)], 4)
+    net.stem = nn.Conv2d(3, 4, 3)
+    sites = ParallelAdapter().sites(load_base(net.eval(), size=8).anatomy)
+    assert sites[0].path == "stage.0.conv1"
 
 
 def test_own_statistics_follow_the_task_in_train_mode_and_kept_ones_stay(base: Base) -> None:

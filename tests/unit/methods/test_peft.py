@@ -1,6 +1,7 @@
 """LoRA adapters in PEFT's format: files written by hand, by us, and (where it is installed) by PEFT."""
 
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -189,7 +190,7 @@ def test_the_configurations_own_names_are_kept_where_they_say_it_all(base: Base,
     paths = [name for name, _ in base.module.named_modules() if name.endswith(".conv2")]
     width = {path: len(base.submodule(path).weight) for path in paths}
     tensors = {key: t for path in paths for key, t in _factors(path, width[path], width[path]).items()}
-    patch = from_peft(_write(tmp_path / "adapter", tensors, target_modules=["conv2"]), base)
+    patch = from_peft(_write(tmp_path / "adapter", tensors, target_modules=["conv2", "qkv"]), base)
     assert patch.method == Lora(rank=2, alpha=4.0, targets=("conv2",))
 
 
@@ -280,6 +281,25 @@ def test_names_that_other_names_end_with_are_written_so_that_they_match_nothing_
     assert _config(folder)["target_modules"] == "stem"
     folder = to_peft(Lora(rank=2, targets=("branch.0",)).build(base), base, tmp_path)
     assert _config(folder)["target_modules"] == ["stage.0.branch.0", "stage.1.branch.0"]
+
+
+def test_each_layers_rank_and_alpha_are_found_by_its_whole_name(tmp_path: Path) -> None:
+    """PEFT takes the first pattern that the end of a name matches."""
+    torch.manual_seed(0)
+    units = [Unit(4), Unit(4)]
+    for unit in units:
+        unit.branch = nn.Sequential()
+        unit.branch.add_module("stem", nn.Conv2d(4, 8, 3, padding=1))
+        unit.branch.add_module("out", nn.Conv2d(8, 4, 1))
+    base = load_base(Net(units, 4).eval(), size=8)
+    patch = disturb(Lora(rank=8, alpha=4.0, targets=("stem",)).build(base, seed=0))
+    folder = to_peft(patch, base, tmp_path)
+    config, tensors = _config(folder), load_file(folder / "adapter_model.safetensors")
+    for path, rank in (("stem", 4), ("stage.0.branch.stem", 8), ("stage.1.branch.stem", 8)):
+        ranks = (r for key, r in config["rank_pattern"].items() if re.match(rf"(.*\.)?({key})$", path))
+        assert next(ranks, config["r"]) == rank == len(tensors[f"base_model.model.{path}.lora_A.weight"])
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(_answers(base, from_peft(folder, base), images), _answers(base, patch, images))
 
 
 def test_a_failed_export_leaves_the_old_adapter(
