@@ -32,14 +32,52 @@ SETTINGS = (
 )
 
 
+CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+_OF_IMAGENET = {
+    "MobileNetV2": ("torchvision/mobilenet_v2", "mobilenet_v2_imagenet"),
+    "SqueezeNet": ("torchvision/squeezenet1_1", "squeezenet1_1_imagenet"),
+}
+_OF_CIFAR10 = {
+    "ResNet-20": ("examples/cifar_resnet.py:resnet20", "cifar10_resnet20"),
+    "ResNet-56": ("examples/cifar_resnet.py:resnet56", "cifar10_resnet56"),
+    "ViT": ("tests/real/networks.py:cifar_transformer", "cifar10_vit"),
+}
+BASES = (*_OF_IMAGENET, *_OF_CIFAR10)
+
+
 def load_base(name: str, size: int) -> dp.Base:
-    """MobileNetV2 trained on ImageNet at ``size`` pixels, or the CIFAR-10 ResNet-56 at its 32."""
-    if name == "MobileNetV2":
-        weights = SHARED / "weights" / "mobilenet_v2_imagenet.safetensors"
-        return dp.load_base("torchvision/mobilenet_v2", weights=weights, classes="imagenet1k", size=size)
-    weights = SHARED / "weights" / "cifar10_resnet56.safetensors"
-    source = f"{REPOSITORY / 'examples' / 'cifar_resnet.py'}:resnet56"
-    return dp.load_base(source, weights=weights, size=32, crop_pct=1.0, name="ResNet-56")
+    """A base trained on ImageNet at ``size`` pixels, or one trained on CIFAR-10 at its 32."""
+    source, weights = (_OF_IMAGENET | _OF_CIFAR10)[name]
+    path = SHARED / "weights" / f"{weights}.safetensors"
+    if name in _OF_IMAGENET:
+        return dp.load_base(source, weights=path, classes="imagenet1k", size=size)
+    normalised = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)} if name == "ViT" else {}
+    return dp.load_base(
+        str(REPOSITORY / source),
+        weights=path,
+        size=32,
+        crop_pct=1.0,
+        name=name,
+        classes=CIFAR10_CLASSES,
+        **normalised,
+    )
+
+
+def capped_set(name: str, folder: Path, most: dict[str, int]) -> Path:
+    """A copy of a set in ``folder`` with at most so many images a split, as a file that `compare` opens.
+
+    The splits are shuffled, so that their first images are a mix of classes.
+    """
+    path = folder / f"{name}.npz"
+    with np.load(SHARED / "data" / f"{name}.npz", allow_pickle=False) as whole:
+        arrays = {key: whole[key] for key in whole.files}
+    for split, count in most.items():
+        for kind in ("images", "labels"):
+            arrays[f"{split}_{kind}"] = arrays[f"{split}_{kind}"][:count]
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **arrays)
+    return path
 
 
 def load_task(name: str, most_train: int | None, most_test: int | None) -> TaskData:

@@ -74,7 +74,7 @@ def test_a_patch_that_was_fitted_answers_the_same_after_a_reload(
     fitted = resnet18.new_patch(method)
     model = PatchedModel(resnet18.base)
     model.add_patch("task", fitted)
-    optimizer = torch.optim.SGD(fitted.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(fitted.parameters(), lr=0.01)
     model.train()
     for _ in range(3):
         optimizer.zero_grad()

@@ -75,6 +75,7 @@ class ResidualAdapter(Method):
     dropout: float = 0.0
 
     site_type: ClassVar[type] = Layer
+    learning_rate: ClassVar[float] = 5e-3
 
     def __post_init__(self) -> None:
         if self.modules != "all" and self.modules < 1:

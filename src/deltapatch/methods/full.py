@@ -36,7 +36,7 @@ class Full(Method):
     storage: Storage = "fp32"
 
     site_type: ClassVar[type] = Layer
-    learning_rate: ClassVar[float] = 3e-4
+    learning_rate: ClassVar[float] = 1e-3
 
     def __post_init__(self) -> None:
         if self.modules != "all" and self.modules < 1:

@@ -57,7 +57,7 @@ class Interpolate(Method):
     storage: Storage = "fp32"
 
     site_type: ClassVar[type] = Layer
-    learning_rate: ClassVar[float] = 3e-4
+    learning_rate: ClassVar[float] = 1e-3
     shares_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

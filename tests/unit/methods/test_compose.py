@@ -90,7 +90,7 @@ def test_a_file_holds_them_all(base: Base, tmp_path: Path) -> None:
 def test_each_part_is_fitted_with_its_own_methods_learning_rate(base: Base) -> None:
     composed = Compose(("delta:modules=1", "full"))
     rates = {site.method: composed.learning_rate_of(site) for site in composed.sites(base.anatomy)}
-    assert rates == {0: 3e-3, 1: 3e-4}
+    assert rates == {0: 3e-3, 1: 1e-3}
 
 
 def test_statistics_are_gathered_if_one_of_the_methods_wants_it() -> None:

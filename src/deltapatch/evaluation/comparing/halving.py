@@ -98,9 +98,10 @@ def choose_method(
     """Fits many candidates for a few epochs, the best of them for more, and the last ones in full.
 
     The rungs have a ninth, a third and all of ``config.epochs``. From a rung go on the third that is best on
-    the validation images, and the smallest candidate whose difference from the best is inside the noise
-    (McNemar). At the end the same noise decides in favour of fewer parameters; a head alone is always
-    measured, and is the choice where nothing is better than it. The test images are not looked at.
+    the validation images, and the best of those in the last rung is chosen, of equals the one with the fewest
+    parameters. A head alone is always measured, and is the choice where nothing is better than it. A lead
+    inside the noise is still the best guess, but `Choice.by` calls it a tie. The test images are not looked
+    at.
 
     The validation figure of the winner is optimistic, since it is the best of several; measure the patch once
     on the test images afterwards.
@@ -156,11 +157,9 @@ def default_candidates() -> tuple[Method, ...]:
 
 
 def survivors(finished: Sequence[Tried]) -> list[Method]:
-    """The best third, at least one, and the smallest candidate that is not told apart from the best."""
+    """The best third, at least one."""
     order = sorted(finished, key=_best_first)
-    tied = [one for one in order if paired_difference(order[0].validation, one.validation).verdict == "tie"]
-    kept = [*order[: max(1, len(order) // _KEPT)], min(tied, key=_smallest_first)]
-    return list(dict.fromkeys(one.method for one in kept))
+    return [one.method for one in order[: max(1, len(order) // _KEPT)]]
 
 
 @dataclass
@@ -234,7 +233,7 @@ class _Search:
 def _choice(
     head: Tried, finalists: Sequence[Tried], tried: Sequence[Tried], left_out: tuple[tuple[str, str], ...]
 ) -> Choice:
-    chosen = _winner(head, finalists)
+    chosen = min([head, *finalists], key=_best_first)
     beaten = [one for one in tried if all(one is not other for other in finalists)]
     ranking = [*sorted([head, *finalists], key=_best_first), *sorted(beaten, key=_last_rung_first)]
     ranking = [chosen, *(one for one in ranking if one is not chosen)]
@@ -250,24 +249,8 @@ def _choice(
     )
 
 
-def _winner(head: Tried, finalists: Sequence[Tried]) -> Tried:
-    """The smallest of those that are better than the head and not told apart from the best."""
-    best = min([head, *finalists], key=_best_first)
-    better = [one for one in finalists if _verdict(one, head) == "better"]
-    as_good = [one for one in better if _verdict(best, one) == "tie"]
-    return min(as_good, key=_smallest_first, default=head)
-
-
-def _verdict(first: Tried, second: Tried) -> str:
-    return paired_difference(first.validation, second.validation).verdict
-
-
 def _best_first(one: Tried) -> tuple[float, int]:
     return -one.accuracy, one.parameters
-
-
-def _smallest_first(one: Tried) -> tuple[int, float]:
-    return one.parameters, -one.accuracy
 
 
 def _last_rung_first(one: Tried) -> tuple[int, float]:
