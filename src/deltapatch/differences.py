@@ -4,14 +4,20 @@ The difference itself is what trains, from zero. Adding it to the base's weights
 work, and weight decay pulls towards the base instead of towards zero.
 """
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .base import Base
+from .errors import DeltapatchError
 from .exchange import Exchange
 from .layers import Layer
 from .method import Method
@@ -104,15 +110,12 @@ def stored_as(patch: Patch, method: Method, base: Base) -> Patch:
 @torch.no_grad()
 def storage_error(fitted: Iterable[nn.Module], stored: Iterable[nn.Module]) -> float:
     """‖d - d_stored‖ / ‖d‖ over all differences of the parts of two patches; 0 where nothing changed."""
-    lost = length = 0.0
+    error = _Error()
     for first, second in zip(fitted, stored, strict=True):
-        if not isinstance(first, DifferencePart) or not isinstance(second, DifferencePart):
-            continue
-        for name in first.names:
-            difference = first.difference(name)
-            lost += float((difference - second.difference(name)).double().square().sum())
-            length += float(difference.double().square().sum())
-    return (lost / length) ** 0.5 if length else 0.0
+        if isinstance(first, DifferencePart) and isinstance(second, DifferencePart):
+            for name in first.names:
+                error.add(first.difference(name), second.difference(name))
+    return error.relative
 
 
 def _key(name: str) -> str:
@@ -122,3 +125,84 @@ def _key(name: str) -> str:
 
 def _per_channel(scale: Tensor, values: Tensor) -> Tensor:
     return scale.view(-1, *[1] * (values.ndim - 1))
+
+
+def patch_of_copy(
+    method: Method, base: Base, weights: str | os.PathLike[str], classes: Sequence[str] = ()
+) -> Patch:
+    """The patch that makes a base out of which a fine-tuned copy came answer as the copy does.
+
+    Tensor by tensor, so that the copy is never in memory as a whole.
+
+    Args:
+        method: one whose parts are differences, such as `Full`.
+        base: what the copy was fine-tuned from.
+        weights: the copy's ``.safetensors`` file, with the names of the base's own state dict.
+        classes: names of the copy's classes; its classifier becomes the patch's head.
+
+    Raises:
+        DeltapatchError: a tensor is missing or has another shape, or the classifier is no linear layer for
+            these classes.
+
+    Example:
+        >>> patch = patch_of_copy(Full(storage="bf16"), base, "birds_finetuned.safetensors", bird_names)
+        >>> patch.info.figures["storage/relative_error"]
+    """
+    patch = method.build(base, classes)
+    exact = _Error()
+    with _opened_copy(Path(weights)) as read:
+        for site, part in zip(patch.sites, patch.parts, strict=True):
+            prefix = f"{site.path}." if site.path else ""
+            if isinstance(part, NormPart):
+                for name, mine in part.tensors().items():
+                    mine.detach().copy_(read(prefix + name, mine))
+                continue
+            assert isinstance(part, DifferencePart)
+            for name in part.names:
+                own = own_tensor(base.submodule(site.path), name).detach()
+                difference = read(prefix + name, own).to(own.device) - own.float()
+                part.put(name, difference)
+                exact.add(difference, part.difference(name).detach())
+        for name, mine in patch.head.named_parameters() if patch.head is not None else ():
+            mine.detach().copy_(read(f"{base.anatomy.head.path}.{name}", mine))
+    patch.info = patch.info.model_copy(update={"figures": {"storage/relative_error": exact.relative}})
+    return patch
+
+
+@contextmanager
+def _opened_copy(path: Path) -> Generator[Callable[[str, Tensor], Tensor]]:
+    """What reads one tensor of a file by name, in fp32, and checks that it has the shape of another."""
+    try:
+        file = safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise DeltapatchError(f"{path}: not a safetensors file that can be read ({error})") from error
+    with file as copy:
+        names = set(copy.keys())
+
+        def read(name: str, like: Tensor) -> Tensor:
+            if name not in names:
+                raise DeltapatchError(f"{path} has no tensor '{name}', so it is no copy of this base")
+            found = copy.get_tensor(name)
+            if found.shape != like.shape:
+                raise DeltapatchError(
+                    f"'{name}' has shape {tuple(found.shape)} in {path}, but {tuple(like.shape)} was expected"
+                )
+            return found.float()
+
+        yield read
+
+
+@dataclass
+class _Error:
+    """Sums of squares: of what storage lost, and of what was stored."""
+
+    lost: float = 0.0
+    length: float = 0.0
+
+    def add(self, difference: Tensor, stored: Tensor) -> None:
+        self.lost += float((difference - stored).double().square().sum())
+        self.length += float(difference.double().square().sum())
+
+    @property
+    def relative(self) -> float:
+        return (self.lost / self.length) ** 0.5 if self.length else 0.0

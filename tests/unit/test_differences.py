@@ -1,13 +1,19 @@
 """Weights as differences: what storage loses, and what a layer computes."""
 
+from copy import deepcopy
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
-from toys import toy_base
+from toys import NormUnit, toy_base
 
-from deltapatch.differences import DifferencePart, storage_error
+from deltapatch.differences import DifferencePart, patch_of_copy, storage_error
+from deltapatch.errors import DeltapatchError
 from deltapatch.layers import Layer
 from deltapatch.methods.full import Full
+from deltapatch.patched import PatchedModel
 from deltapatch.touching import touched
 
 
@@ -90,3 +96,37 @@ def test_a_patch_in_other_storage_keeps_head_norms_and_names_its_error() -> None
         assert 0 < stored.info.figures["storage/relative_error"] < largest
         assert torch.equal(stored.head.weight, patch.head.weight)
         assert stored.info.method.config["storage"] == storage
+
+
+@torch.no_grad()
+def test_a_fine_tuned_copy_becomes_a_patch_that_answers_as_it_does(tmp_path: Path) -> None:
+    base = toy_base([NormUnit(4, 4), NormUnit(4, 4)])
+    copy = deepcopy(base.module)
+    generator = torch.Generator().manual_seed(0)
+    for tensor in copy.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.add_(torch.rand(tensor.shape, generator=generator) * 0.1)
+    path = tmp_path / "copy.safetensors"
+    save_file(copy.state_dict(), path)
+    classes = ("a", "b", "c", "d", "e")
+    model = PatchedModel(base)
+    model.add_patch("copy", patch_of_copy(Full(), base, path, classes))
+    torch.testing.assert_close(model(base.example(), patch="copy"), copy(base.example()))
+    rounded = patch_of_copy(Full(storage="int8"), base, path, classes)
+    assert 0 < rounded.info.figures["storage/relative_error"] < 0.01
+    assert model.patches["copy"].info.figures["storage/relative_error"] == 0
+    with pytest.raises(DeltapatchError, match=r"'fc.weight' has shape \(5, 4\)"):
+        patch_of_copy(Full(), base, path, ("a", "b"))
+
+
+def test_a_file_that_is_no_copy_of_the_base_is_told(tmp_path: Path) -> None:
+    save_file({"something": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(DeltapatchError, match=r"has no tensor 'stem\.weight', so it is no copy"):
+        patch_of_copy(Full(), toy_base(), tmp_path / "other.safetensors")
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "broken.safetensors").write_bytes(b"no header")
+    for name in ("broken.safetensors", "missing.safetensors"):
+        with pytest.raises(DeltapatchError, match=f"{name}: not a safetensors file"):
+            patch_of_copy(Full(), toy_base(), tmp_path / name)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..base import Base
 from ..data import ImageSet, TaskData
-from ..errors import DataError
+from ..errors import DataError, DeltapatchError
+from ..method import Method
 from ..methods.interpolate import Interpolate
 from ..normalising import Gathering
 from ..patch import Patch
@@ -34,16 +35,18 @@ Taken = tuple[str, Mapping[str, Patch], Patch]
 def sequential_steps(
     base: Base,
     tasks: Sequence[TaskData],
-    method: Interpolate,
+    method: Method,
     config: FitConfig,
     supporting: ImageSet | None,
 ) -> Iterator[Taken]:
     """Learns the tasks one after the other, each from the weights that the one before ended with.
 
     Raises:
+        DeltapatchError: the method is another one.
         DataError: a task has no validation images, so that no α can be chosen.
         KeyboardInterrupt: the user ended a fit.
     """
+    method = _interpolate(method)
     weights: State | None = None
     heads: dict[str, Patch] = {}
     for number, task in enumerate(tasks, start=1):
@@ -67,7 +70,7 @@ def sequential_steps(
 def parallel_steps(
     base: Base,
     tasks: Sequence[TaskData],
-    method: Interpolate,
+    method: Method,
     config: FitConfig,
     supporting: ImageSet | None,
 ) -> Iterator[Taken]:
@@ -76,9 +79,11 @@ def parallel_steps(
     First one α for all tasks is searched on the grid, then each α_t in turn, as long as that is better.
 
     Raises:
+        DeltapatchError: the method is another one.
         DataError: a task has no validation images, so that no α can be chosen.
         KeyboardInterrupt: the user ended a fit.
     """
+    method = _interpolate(method)
     heads = {task.name: _fine_tuned(base, task, method, config, None) for task in tasks}
     start = dict(method.fitted_as().build(base).parts.state_dict())
     ends = [dict(heads[task.name].parts.state_dict()) for task in tasks]
@@ -122,6 +127,15 @@ def _coordinate_search(
         if alphas == before:
             break
     return weights
+
+
+def _interpolate(method: Method) -> Interpolate:
+    if not isinstance(method, Interpolate):
+        raise DeltapatchError(
+            f"the {method.name} method does not interpolate weights, so there is no α to choose; give the"
+            " interpolate method"
+        )
+    return method
 
 
 class _Judge:
