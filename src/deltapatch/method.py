@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
@@ -152,6 +152,12 @@ class Bench(Protocol):
     def gather(self, patch: "Patch", gathering: Gathering) -> None:
         """Gathers the statistics of the patch's norms on the training images."""
         ...
+
+
+def check_modules(modules: int | Literal["all"]) -> None:
+    """Raises DeltapatchError unless it is a number of stages or "all"."""
+    if modules != "all" and modules < 1:
+        raise DeltapatchError(f"modules must be 1 or more stages or 'all', not {modules!r}")
 
 
 _AnyMethod = TypeVar("_AnyMethod", bound=type[Method])

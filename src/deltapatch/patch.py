@@ -92,7 +92,9 @@ class Patch(nn.Module):
     def num_parameters(self, head: bool = True) -> int:
         """How many parameters train; with ``head=False`` without those of the head."""
         counted = self if head else self.parts
-        return sum(parameter.numel() for parameter in counted.parameters())
+        # Parameters that trained and are kept as integers are buffers.
+        kept = (buffer for buffer in counted.buffers() if buffer.dtype == torch.int8)
+        return sum(tensor.numel() for tensor in (*counted.parameters(), *kept))
 
     def touches(self) -> dict[str, Touch]:
         """Module name -> what it computes, for one use of the patch: keep it for one thread, make it anew

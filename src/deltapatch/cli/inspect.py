@@ -37,7 +37,8 @@ def command(
         return
     info = header.info
     options = ", ".join(f"{key}={value}" for key, value in info.method.config.items())
-    sites = ", ".join(str(site.get("path", "?")) for site in info.method.sites)
+    paths = [_path(site) for site in info.method.sites]
+    sites = ", ".join(paths[:10]) + (f" and {len(paths) - 10} more" if len(paths) > 10 else "")
     names = ", ".join(info.classes[:10]) + (" ..." if len(info.classes) > 10 else "")
     facts = {
         "digest": digest,
@@ -72,6 +73,12 @@ def command(
     if tensors:
         for label, entry in header.tensors.items():
             typer.echo(f"  {label:<60} {_type(entry.dtype):<8} {tuple(entry.shape)}")
+
+
+def _path(site: dict[str, object]) -> str:
+    """The module that a site is at; a composed one holds another method's."""
+    inner = site.get("site", site)
+    return str(inner.get("path", "?")) if isinstance(inner, dict) else "?"
 
 
 def _type(dtype: "torch.dtype") -> str:

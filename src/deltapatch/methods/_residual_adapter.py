@@ -15,7 +15,7 @@ from ..base import Base
 from ..errors import AnatomyError, DeltapatchError
 from ..joining import unseen
 from ..layers import Layer
-from ..method import Method
+from ..method import Method, check_modules
 from ..normalising import NormPart
 from ..touching import Touch
 from ..trees import tensors_in
@@ -78,8 +78,7 @@ class ResidualAdapter(Method):
     learning_rate: ClassVar[float] = 5e-3
 
     def __post_init__(self) -> None:
-        if self.modules != "all" and self.modules < 1:
-            raise DeltapatchError(f"modules must be 1 or more stages or 'all', not {self.modules!r}")
+        check_modules(self.modules)
         if self.kernel_size < 1:
             raise DeltapatchError(f"kernel_size must be 1 or more, not {self.kernel_size}")
         if not 0 <= self.dropout < 1:

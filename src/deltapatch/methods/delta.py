@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..anatomy import Anatomy, Layout, Stage
 from ..errors import DeltapatchError
 from ..joint import Rows
-from ..method import Method, register_method
+from ..method import Method, check_modules, register_method
 from ..skipping import DeltaModule, existing_skips, skip_touches, sum_norm, weighted_sum
 from ..touching import Touch
 
@@ -56,8 +56,7 @@ class Delta(Method):
     site_type: ClassVar[type] = Stage
 
     def __post_init__(self) -> None:
-        if self.modules != "all" and self.modules < 1:
-            raise DeltapatchError(f"modules must be 1 or more stages or 'all', not {self.modules!r}")
+        check_modules(self.modules)
         if self.start == "zero-gain" and self.norm == "module":
             raise DeltapatchError(
                 "start='zero-gain' scales the normalised sums, so norm must be 'sum' or 'both'"

@@ -9,9 +9,8 @@ from torch import nn
 from ..anatomy import Anatomy
 from ..base import Base
 from ..differences import DifferencePart, Storage, difference_part, stored_as
-from ..errors import DeltapatchError
 from ..layers import Layer
-from ..method import Bench, Method, register_method
+from ..method import Bench, Method, check_modules, register_method
 from ..normalising import NormPart
 from ..patch import Patch
 from ..touching import Touch
@@ -39,8 +38,7 @@ class Full(Method):
     learning_rate: ClassVar[float] = 1e-3
 
     def __post_init__(self) -> None:
-        if self.modules != "all" and self.modules < 1:
-            raise DeltapatchError(f"modules must be 1 or more stages or 'all', not {self.modules!r}")
+        check_modules(self.modules)
 
     def sites(self, anatomy: Anatomy) -> tuple[Layer, ...]:
         return anatomy.layers_from(self.modules)

@@ -13,7 +13,7 @@ from ..base import Base
 from ..differences import DifferencePart, Storage, difference_part, stored_as
 from ..errors import DeltapatchError
 from ..layers import Layer
-from ..method import Bench, Judgement, Method, register_method
+from ..method import Bench, Judgement, Method, check_modules, register_method
 from ..normalising import Gathering, NormPart
 from ..patch import Patch
 from ..touching import Touch
@@ -61,8 +61,7 @@ class Interpolate(Method):
     shares_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.modules != "all" and self.modules < 1:
-            raise DeltapatchError(f"modules must be 1 or more stages or 'all', not {self.modules!r}")
+        check_modules(self.modules)
         if self.alpha is not None and not 0 <= self.alpha <= 1:
             raise DeltapatchError(f"alpha must be between 0 (the base) and 1 (fine-tuned), not {self.alpha}")
         if self.steps < 2:

@@ -17,7 +17,7 @@ from ..base import Base
 from ..errors import AnatomyError, DeltapatchError, DeltapatchWarning
 from ..exchange import Exchange
 from ..layers import Layer
-from ..method import Method, register_method
+from ..method import Method, check_modules, register_method
 from ..patch import Patch
 from ..touching import Touch
 from ._peft import (
@@ -65,8 +65,7 @@ class Lora(Method):
     site_type: ClassVar[type] = Layer
 
     def __post_init__(self) -> None:
-        if self.modules != "all" and self.modules < 1:
-            raise DeltapatchError(f"modules must be 1 or more stages or 'all', not {self.modules!r}")
+        check_modules(self.modules)
         if self.rank < 1:
             raise DeltapatchError(f"rank must be 1 or more, not {self.rank}")
         if not (math.isfinite(self.alpha) and self.alpha > 0):

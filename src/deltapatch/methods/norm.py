@@ -9,9 +9,9 @@ from torch import nn
 
 from ..anatomy import Anatomy
 from ..base import Base
-from ..errors import AnatomyError, DeltapatchError
+from ..errors import AnatomyError
 from ..layers import Layer
-from ..method import Method, register_method
+from ..method import Method, check_modules, register_method
 from ..normalising import AFFINE, Gathering, NormPart, Statistics
 from ..touching import Touch
 
@@ -40,8 +40,7 @@ class Norm(Method):
     site_type: ClassVar[type] = Layer
 
     def __post_init__(self) -> None:
-        if self.modules != "all" and self.modules < 1:
-            raise DeltapatchError(f"modules must be 1 or more stages or 'all', not {self.modules!r}")
+        check_modules(self.modules)
 
     def sites(self, anatomy: Anatomy) -> tuple[Layer, ...]:
         layers = anatomy.layers_from(self.modules)

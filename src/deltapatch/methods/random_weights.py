@@ -12,7 +12,7 @@ from ..anatomy import Anatomy
 from ..errors import AnatomyError, DeltapatchError, PatchFileError
 from ..exchange import Exchange
 from ..layers import Layer
-from ..method import Method, register_method
+from ..method import Method, check_modules, register_method
 from ..touching import Touch
 
 
@@ -40,8 +40,7 @@ class RandomWeights(Method):
     site_type: ClassVar[type] = Layer
 
     def __post_init__(self) -> None:
-        if self.modules != "all" and self.modules < 1:
-            raise DeltapatchError(f"modules must be 1 or more stages or 'all', not {self.modules!r}")
+        check_modules(self.modules)
         if self.per_channel < 1:
             raise DeltapatchError(f"per_channel must be 1 or more weights, not {self.per_channel}")
 

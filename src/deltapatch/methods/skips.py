@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ..anatomy import Anatomy, Stage, SubBlock
 from ..errors import AnatomyError, DeltapatchError
-from ..method import Method, register_method
+from ..method import Method, check_modules, register_method
 from ..skipping import DeltaModule, skip_touches, sum_norm, weighted_sum
 from ..touching import Touch
 
@@ -53,8 +53,7 @@ class Skips(Method):
     site_type: ClassVar[type] = Stage
 
     def __post_init__(self) -> None:
-        if self.modules != "all" and self.modules < 1:
-            raise DeltapatchError(f"modules must be 1 or more stages or 'all', not {self.modules!r}")
+        check_modules(self.modules)
         if self.weights != "learned" and self.start != "base":
             raise DeltapatchError(
                 f"start says where learned weights begin, and weights={self.weights!r} are not learned;"

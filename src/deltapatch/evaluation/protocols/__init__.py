@@ -6,8 +6,9 @@ from .running import ProtocolResult, joint, parallel, sequential, single_task
 from .scores import AccuracyMatrix, distance_to_optimal, harmonic_mean, mean
 from .seeds import SeedComparison, Spread, compare_over_seeds
 from .splits import joint_task, test_selected
-from .steps import Step, Supporting
+from .steps import Step
 from .subsets import few_shot, subsample
+from .supporting import Supporting
 
 __all__ = [
     "AccuracyMatrix",

@@ -14,7 +14,8 @@ from ...patch import Patch
 from .measuring import Column, Measurement, Measuring
 from .scores import AccuracyMatrix, Score, score_of
 from .splits import Split, check_tasks, first_classes, images_to_measure, joint_task
-from .steps import Step, Supporting, take_steps
+from .steps import Step, take_steps
+from .supporting import Supporting
 
 Protocol = Literal["single-task", "joint", "sequential", "parallel"]
 
@@ -169,7 +170,7 @@ def _run(
             tasks if together is None else [together],
             method,
             config,
-            None if supporting is None else supporting.images,
+            None if supporting is None else supporting.validation,
         ),
     )
     seconds = time.perf_counter() - started

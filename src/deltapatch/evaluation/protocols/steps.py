@@ -13,19 +13,6 @@ from ...method import Method
 from ...patch import Patch
 
 
-@dataclass(frozen=True)
-class Supporting:
-    """The task that the base was trained for.
-
-    Attributes:
-        name: what it is called in tables.
-        images: labelled images; a label is the number of one of the base's outputs.
-    """
-
-    name: str
-    images: ImageSet
-
-
 @dataclass(frozen=True, eq=False)
 class Step:
     """Where a protocol stands after one task.
@@ -62,6 +49,15 @@ def take_steps(
     A method that keeps the base frozen gives each task a patch of its own, from the base alone, so that the
     order makes no difference. Methods that share one set of weights among the tasks take their own steps.
 
+    Args:
+        order: what is done with several tasks, for methods that share weights.
+        base: the frozen model.
+        tasks: one or more.
+        method: what kind of patch.
+        config: how each is fitted.
+        supporting: images of the base's own task that a method may choose by, labelled by the base's outputs;
+            none of those that are measured on.
+
     Raises:
         KeyboardInterrupt: the user ended a fit; later tasks are not begun.
     """
@@ -75,7 +71,7 @@ def take_steps(
         return
     learned: dict[str, Patch] = {}
     for task in tasks:
-        result = fit_task(base, task, method, config, progress=False)
+        result = fit_task(base, task, method, config, progress=False, supporting=supporting)
         if result.interrupted:
             raise KeyboardInterrupt
         learned = {**learned, task.name: result.patch}
