@@ -120,7 +120,7 @@ class Method(ABC):
     @classmethod
     def sizes(cls) -> "tuple[Method, ...]":
         """The configurations that a search over methods tries, small ones first; the default one alone
-        unless a method has several.
+        unless a method has several, and none for an experiment.
         """
         return (cls(),)
 
@@ -205,6 +205,10 @@ def make_method(name: str, configuration: Mapping[str, Any] | None = None) -> Me
         field = ".".join(str(part) for part in first["loc"])
         if not field:
             raise DeltapatchError(f"method '{name}': {first['msg'].removeprefix('Value error, ')}") from error
+        if first["type"] == "tuple_type":
+            raise DeltapatchError(
+                f'method \'{name}\': {field} takes a list, as in {field}=["a","b"], not {first["input"]!r}'
+            ) from error
         raise DeltapatchError(f"method '{name}': {field}: {first['msg']} (was {first['input']!r})") from error
 
 

@@ -1,15 +1,12 @@
 """``deltapatch compare``: which method for these images on this base."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from .fit_options import fit_config
+from .fit_options import checked, fit_config
 from .options import BaseClasses, BaseSource, Device, Mean, Size, Std, Weights, Workers, open_base
-
-if TYPE_CHECKING:
-    from ..evaluation.comparing import ComparisonConfig
 
 EXAMPLE = (
     "deltapatch compare birds/ cars/ --base timm/resnet50.a1_in1k --methods 'head,norm,delta:modules=1|all'"
@@ -43,7 +40,11 @@ def command(
     ] = "single",
     supporting: Annotated[
         str | None,
-        typer.Option(help="Labelled images of the base's own task, to measure it too.", show_default=False),
+        typer.Option(
+            help="Labelled images of the base's own task. The test images are measured; interpolate chooses"
+            " by the validation images.",
+            show_default=False,
+        ),
     ] = None,
     shares: Annotated[
         str | None,
@@ -82,17 +83,18 @@ def command(
     progress: Annotated[bool, typer.Option(help="Draw a table of how far it is.")] = True,
 ) -> None:
     """Compare methods on images and seeds. The same command goes on after a kill, or with more seeds."""
-    from ..evaluation.comparing import Budget, compare, parse_contenders
+    from ..evaluation.comparing import Budget, ComparisonConfig, compare, parse_contenders
     from ..evaluation.comparing.writing import as_markdown, check_parquet
 
     check_parquet()
-    config = _comparison_config(
-        seeds=seeds,
-        protocols=[name.strip() for name in protocols.split(",")],
-        shares=_whole_numbers(shares),
-        few_shot=few_shot,
-        selection=select,
-    )
+    fields = {
+        "seeds": seeds,
+        "protocols": [name.strip() for name in protocols.split(",")],
+        "shares": _whole_numbers(shares),
+        "few_shot": few_shot,
+        "selection": select,
+    }
+    config = checked(ComparisonConfig, fields, {"selection": "--select"})
     fit = fit_config(
         learning_rate,
         patience,
@@ -130,21 +132,6 @@ def command(
     typer.echo(as_markdown(found))
     files = ("results.parquet", "results.md", "report.html", "settings.json")
     typer.echo(f"wrote {', '.join(str(out / name) for name in files)}")
-
-
-def _comparison_config(**fields: object) -> "ComparisonConfig":
-    from pydantic import TypeAdapter, ValidationError
-
-    from ..errors import DeltapatchError
-    from ..evaluation.comparing import ComparisonConfig
-
-    try:
-        return TypeAdapter(ComparisonConfig).validate_python(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        names = {"selection": "--select: ", "protocols": "--protocols: "}
-        place = names.get(str(next(iter(first["loc"]), "")), "")
-        raise DeltapatchError(place + first["msg"].removeprefix("Value error, ")) from error
 
 
 def _whole_numbers(text: str | None) -> tuple[int, ...]:

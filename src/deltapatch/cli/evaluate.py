@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Device, OptionalBaseSource, PatchFile, Weights, Workers, open_base_of
+from .options import BaseClasses, Device, OptionalBaseSource, PatchFile, Weights, Workers, open_base_of
 
 if TYPE_CHECKING:
     from ..data import ImageSet, TaskData
@@ -21,6 +21,7 @@ def command(
     patch: PatchFile,
     base: OptionalBaseSource = None,
     weights: Weights = None,
+    classes: BaseClasses = None,
     device: Device = None,
     split: Annotated[str, typer.Option(help="test, val or train; left out: test, else all there is.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -34,7 +35,7 @@ def command(
     from ..patch import Patch
 
     loaded = Patch.from_pretrained(patch)
-    opened = open_base_of(loaded, base, weights, device)
+    opened = open_base_of(loaded, base, weights, classes, device)
     # Everything that stands in a folder without splits is to be evaluated, so nothing is held out.
     task = open_data(data, validation=0)
     name, images = _split(task, split)

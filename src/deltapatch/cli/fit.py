@@ -21,7 +21,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..base import Base
-    from ..data import TaskData
+    from ..data import ImageSet, TaskData
     from ..evaluation.comparing import Budget
     from ..fitting.config import FitConfig
     from ..fitting.fit import FitResult
@@ -56,6 +56,13 @@ def command(
     budget_milliseconds: Annotated[
         float | None,
         typer.Option(help="For auto: leave out slower patches; time of an image.", show_default=False),
+    ] = None,
+    supporting: Annotated[
+        str | None,
+        typer.Option(
+            help="For interpolate: labelled images of the base's own task, to weigh against the new one.",
+            show_default=False,
+        ),
     ] = None,
     weights: Weights = None,
     classes: BaseClasses = None,
@@ -99,6 +106,7 @@ def command(
 ) -> None:
     """Fit a patch on labelled images and write it with a report of what it is worth."""
     from ..data import open_data
+    from ..errors import DeltapatchError
     from ..evaluation.comparing import Budget
     from ..evaluation.metrics import paired_difference
     from ..evaluation.wording import comparison, summary
@@ -125,8 +133,13 @@ def command(
     )
     budget = Budget(budget_parameters, budget_minutes, budget_milliseconds)
     is_auto = method == "auto"
-    _check_auto(is_auto, budget, bool(option or modules or resume or track))
+    _check_auto(is_auto, budget, bool(option or modules or resume or track or supporting))
     chosen = None if is_auto else open_method(method, option or [], modules)
+    if chosen is not None and supporting is not None and not chosen.shares_weights:
+        raise DeltapatchError(
+            "--supporting is for methods that change the weights with which the base answers, such as"
+            f" interpolate, and {method} keeps them; leave it out"
+        )
     _check_target(out)
     opened = open_base(base, weights, classes, size, mean, std, device)
     task = open_data(data, validation=validation, seed=seed)
@@ -142,6 +155,7 @@ def command(
             resume=resume,
             progress=progress,
             track=track or (),
+            supporting=None if supporting is None else _supporting_images(opened, supporting),
         )
     patch = result.patch
     patch.info = patch.info.model_copy(update={"licence": licence, "author": author, "note": note})
@@ -174,10 +188,18 @@ def _check_auto(is_auto: bool, budget: "Budget", is_specific: bool) -> None:
     if is_auto and is_specific:
         raise DeltapatchError(
             "--method auto chooses the method and its options and fits many of them; leave out --modules,"
-            " --option, --resume and --track"
+            " --option, --resume, --track and --supporting"
         )
     if not is_auto and budget != Budget():
         raise DeltapatchError("the budgets are for --method auto; give that, or leave them out")
+
+
+def _supporting_images(base: "Base", source: str) -> "ImageSet | None":
+    """What a method may choose by; images to measure the base's own task on are left alone."""
+    from ..data import open_data
+    from ..evaluation.protocols import Supporting
+
+    return Supporting.of(base, open_data(source, validation=0)).validation
 
 
 def _choose(

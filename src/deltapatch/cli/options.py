@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 BaseSource = Annotated[
     str,
     typer.Option(
-        "--base", help="timm/NAME, torchvision/NAME, FILE.py:FUNCTION, or demo.", show_default=False
+        "--base",
+        help="timm/NAME, torchvision/NAME, open_clip/ARCHITECTURE/TAG, FILE.py:FUNCTION, or demo.",
+        show_default=False,
     ),
 ]
 OptionalBaseSource = Annotated[
@@ -28,7 +30,10 @@ Weights = Annotated[
 ]
 BaseClasses = Annotated[
     str | None,
-    typer.Option(help="The base's classes: a text file, one a line, or imagenet1k.", show_default=False),
+    typer.Option(
+        help="The base's classes: a text file, one a line, or imagenet1k. open_clip needs them.",
+        show_default=False,
+    ),
 ]
 Size = Annotated[int | None, typer.Option(help="Input height and width in pixels.", show_default=False)]
 Mean = Annotated[
@@ -67,15 +72,23 @@ def open_base(
     )
 
 
-def open_base_of(patch: "Patch", source: str | None, weights: str | None, device: str | None) -> "Base":
+def open_base_of(
+    patch: "Patch", source: str | None, weights: str | None, classes: str | None, device: str | None
+) -> "Base":
     """The base of a patch: the one named on the command line, else the one it was fitted on where that is a
     name.
 
-    A patch file never makes a Python file run: such a base has to be named.
+    A patch file never makes a Python file run: such a base has to be named. So has one that is made from the
+    names of its classes, which are not in the file.
     """
     from ..loading import load_base
 
     recorded, preprocessing = patch.info.base.source, patch.info.preprocessing
+    if source is None and recorded.startswith("open_clip/"):
+        raise DeltapatchError(
+            f"this patch was fitted on base {patch.info.base.name} ({recorded}), which is made from the names"
+            " of its classes; give --base and --classes as for the fit"
+        )
     if source is None and not (recorded.startswith(("timm/", "torchvision/")) or recorded == "demo"):
         raise DeltapatchError(
             f"this patch was fitted on base {patch.info.base.name} ({recorded or 'a module in memory'}),"
@@ -84,6 +97,7 @@ def open_base_of(patch: "Patch", source: str | None, weights: str | None, device
     base = load_base(
         recorded if source is None else source,
         weights=weights,
+        classes=classes,
         size=preprocessing.input_size[1:],
         mean=preprocessing.mean,
         std=preprocessing.std,

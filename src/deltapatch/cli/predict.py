@@ -9,7 +9,7 @@ from typing import IO, Annotated, Any
 
 import typer
 
-from .options import Device, OptionalBaseSource, PatchFile, Weights, Workers, open_base_of
+from .options import BaseClasses, Device, OptionalBaseSource, PatchFile, Weights, Workers, open_base_of
 
 EXAMPLE = "deltapatch predict new_photos/ --patch birds.safetensors --format jsonl --top-k 3"
 
@@ -19,6 +19,7 @@ def command(
     patch: PatchFile,
     base: OptionalBaseSource = None,
     weights: Weights = None,
+    classes: BaseClasses = None,
     device: Device = None,
     format: Annotated[str, typer.Option(help="csv or jsonl.")] = "csv",
     out: Annotated[
@@ -41,7 +42,7 @@ def command(
             f"{out}: the answers cannot be written there; give a file in a folder that exists"
         )
     loaded = Patch.from_pretrained(patch)
-    opened = open_base_of(loaded, base, weights, device)
+    opened = open_base_of(loaded, base, weights, classes, device)
     paths = list_images(images)
     if not paths:
         raise DeltapatchError(f"there are no images in {', '.join(map(str, images))}")

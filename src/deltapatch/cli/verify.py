@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Device, OptionalBaseSource, Weights, open_base_of
+from .options import BaseClasses, Device, OptionalBaseSource, Weights, open_base_of
 
 if TYPE_CHECKING:
     from ..base import Base
@@ -22,6 +22,7 @@ def command(
     patch: Annotated[Path, typer.Argument(help="A patch file.")],
     base: OptionalBaseSource = None,
     weights: Weights = None,
+    classes: BaseClasses = None,
     device: Device = None,
     digest: Annotated[bool, typer.Option("--digest", hidden=True)] = False,
 ) -> None:
@@ -32,7 +33,7 @@ def command(
     from ..patch import Patch
 
     loaded = Patch.from_pretrained(patch)
-    opened = open_base_of(loaded, base, weights, device)
+    opened = open_base_of(loaded, base, weights, classes, device)
     if digest:
         typer.echo(_answers_digest(opened, loaded))
         return
@@ -48,7 +49,7 @@ def command(
     here = _answers_digest(opened, loaded)
     with tempfile.TemporaryDirectory() as directory:
         again = loaded.save(Path(directory) / "again.safetensors")
-        there = _digest_in_new_process(again, base, weights, device)
+        there = _digest_in_new_process(again, base, weights, classes, device)
     if here != there:
         raise DeltapatchError(f"{patch} saved and loaded in a new process gives other answers than here")
     typer.echo("ok  saved and loaded in a new process, it gives bit-identical answers")
@@ -99,11 +100,14 @@ def _digest(output: object) -> str:
     return digest.hexdigest()
 
 
-def _digest_in_new_process(patch: Path, base: str | None, weights: str | None, device: str | None) -> str:
+def _digest_in_new_process(
+    patch: Path, base: str | None, weights: str | None, classes: str | None, device: str | None
+) -> str:
     from ..errors import DeltapatchError
 
     arguments = [sys.executable, "-m", "deltapatch", "verify", str(patch), "--digest"]
-    for name, value in (("--base", base), ("--weights", weights), ("--device", device)):
+    given = {"--base": base, "--weights": weights, "--classes": classes, "--device": device}
+    for name, value in given.items():
         arguments += [] if value is None else [name, value]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -247,25 +247,32 @@ class PairedDifference:
 
 
 def paired_difference(first: Evaluation, second: Evaluation) -> PairedDifference:
-    """Compares two models that answered the same images in the same order.
-
-    The interval is Bonett and Price's, which stays sensible where the models disagree on few images or none.
-    The exact test is the more careful of the two: near p = 0.05 a tie can have an interval without zero.
-    """
+    """Compares two models that answered the same images in the same order; see `compare_answers`."""
     if first.classes != second.classes or not np.array_equal(first.labels, second.labels):
         raise DeltapatchError(
             f"Two evaluations with {len(first.labels)} and {len(second.labels)} images do not have the same "
             "classes and labels; evaluate both models on the same split in the same order."
         )
-    total = len(first.labels)
-    only_first = int((first.correct & ~second.correct).sum())
-    only_second = int((second.correct & ~first.correct).sum())
+    return compare_answers(first.correct, second.correct)
+
+
+def compare_answers(first: NDArray[Any], second: NDArray[Any]) -> PairedDifference:
+    """Compares which images two models answered right, each of shape (images,).
+
+    The interval is Bonett and Price's, which stays sensible where the models disagree on few images or none:
+    two images are added on which they disagree, one in favour of each. The exact McNemar test is the more
+    careful of the two: near p = 0.05 a tie can have an interval without zero.
+
+    For models that were fitted with several seeds an answer is the share of the seeds with which it is right.
+    The test then counts an image for the model with the larger share.
+    """
+    differences = first.astype(np.float64) - second.astype(np.float64)
+    only_first, only_second = int((differences > 0).sum()), int((differences < 0).sum())
     disagreements = only_first + only_second
     p_value = float(binomtest(only_first, disagreements).pvalue) if disagreements else 1.0
-    value = (only_first - only_second) / total
-    # Bonett and Price add one image to each kind of disagreement.
-    centre = (only_first - only_second) / (total + 2)
-    variance = (disagreements + 2) / (total + 2) - centre**2
-    margin = float(norm.ppf(1 - SIGNIFICANCE / 2)) * (variance / (total + 2)) ** 0.5
-    interval = Interval(value, max(centre - margin, -1.0), min(centre + margin, 1.0))
+    total = len(differences) + 2
+    centre = float(differences.sum()) / total
+    variance = (float((differences**2).sum()) + 2) / total - centre**2
+    margin = float(norm.ppf(1 - SIGNIFICANCE / 2)) * (variance / total) ** 0.5
+    interval = Interval(float(differences.mean()), max(centre - margin, -1.0), min(centre + margin, 1.0))
     return PairedDifference(interval, p_value, only_first, only_second)

@@ -21,6 +21,24 @@ def with_interval(interval: Interval) -> str:
     return f"{percent(interval.value)} ({_bounds(interval)})"
 
 
+def signed_points(part: float) -> str:
+    """A difference of two parts in percentage points: ``0.021`` as "+2.1", and no sign on "0.0"."""
+    text = f"{100 * part:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", _MINUS)
+
+
+def p_value(value: float) -> str:
+    """As "p = 0.021", or "p < 0.001"."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def markdown_cell(text: str) -> str:
+    """A cell of a Markdown table. A name comes from the data: it must not end its cell or its row, nor begin
+    an element of a page.
+    """
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
 def file_size(size: int) -> str:
     """A number of bytes as "1.2 MB"."""
     if size < 1000:
@@ -53,9 +71,9 @@ def summary(patch: Evaluation, split: str) -> str:
 
 def comparison(head_only: Evaluation, compared: PairedDifference) -> str:
     """How the patch stands to a head alone in one sentence; ``compared`` is the patch against the head."""
-    difference, chance = compared.difference, _p_value(compared.p_value)
+    difference, chance = compared.difference, p_value(compared.p_value)
     points = f"{100 * abs(difference.value):.1f} percentage points"
-    bounds = f"{_signed(100 * difference.low)} to {_signed(100 * difference.high)}"
+    bounds = f"{signed_points(difference.low)} to {signed_points(difference.high)}"
     if compared.verdict == "tie":
         outcome = f"a tie, since a difference of {points} ({bounds}, {chance}) can be chance"
     else:
@@ -104,11 +122,3 @@ def figure_rows(models: Sequence[Evaluation]) -> list[FigureRow]:
 
 def _bounds(interval: Interval) -> str:
     return f"{100 * interval.low:.1f}{_DASH}{100 * interval.high:.1f}"
-
-
-def _signed(number: float) -> str:
-    return f"{number:+.1f}".replace("-", _MINUS)
-
-
-def _p_value(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"

@@ -27,6 +27,8 @@ from .judging import score
 MOST_ROUNDS = 3
 """Of the search over one α after the other in parallel patching."""
 
+_OF_FINE_TUNING = ("interpolation/alpha",)
+
 State = Mapping[str, Tensor]
 Taken = tuple[str, Mapping[str, Patch], Patch]
 """The task that was learned, each task's patch from now on, and the one for the base's own task."""
@@ -198,7 +200,9 @@ class _Judge:
             assert task.val is not None
             scored = score(self.base, patch, task.val)
             own = {"validation/accuracy": scored.accuracy, "validation/loss": scored.loss, **figures}
-            patch.info = patch.info.model_copy(update={"figures": {**patch.info.figures, **own}})
+            # Those of fine-tuning are of other weights.
+            kept = {key: value for key, value in patch.info.figures.items() if key not in _OF_FINE_TUNING}
+            patch.info = patch.info.model_copy(update={"figures": {**kept, **own}})
             found[task.name] = patch
         return found, next(iter(found.values())).without_head()
 

@@ -16,7 +16,7 @@ from ..errors import AnatomyError, DeltapatchError
 from ..joining import unseen
 from ..layers import Layer
 from ..method import Method, check_modules
-from ..normalising import NormPart
+from ..normalising import Gathering, NormPart, Statistics
 from ..touching import Touch
 from ..trees import tensors_in
 
@@ -70,7 +70,7 @@ class ResidualAdapter(Method):
 
     modules: int | Literal["all"] = "all"
     kernel_size: int = 3
-    statistics: Literal["own", "kept"] = "own"
+    statistics: Statistics = "own"
     init: Start = "zero"
     dropout: float = 0.0
 
@@ -102,6 +102,9 @@ class ResidualAdapter(Method):
     def initialise(self, site: Layer, part: nn.Module, base: Base) -> None:
         if isinstance(part, NormPart):
             part.start_from(base.submodule(site.path))
+
+    def gathering(self) -> Gathering | None:
+        return Gathering() if self.statistics == "re-estimated" else None
 
     def touches(self, site: Layer, part: nn.Module) -> Mapping[str, Touch]:
         if isinstance(part, NormPart):

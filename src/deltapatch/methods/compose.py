@@ -52,6 +52,10 @@ class Compose(Method):
             if isinstance(member, Compose) or member.fitted_as() != member or member.shares_weights:
                 raise DeltapatchError(f"'{text}' cannot be composed with other methods; fit it alone")
 
+    @classmethod
+    def sizes(cls) -> tuple[Method, ...]:
+        return cls(), cls(("delta:modules=1", "lora"))
+
     @cached_property
     def members(self) -> tuple[Method, ...]:
         """The methods themselves."""

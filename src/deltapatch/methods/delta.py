@@ -62,6 +62,10 @@ class Delta(Method):
                 "start='zero-gain' scales the normalised sums, so norm must be 'sum' or 'both'"
             )
 
+    @classmethod
+    def sizes(cls) -> tuple[Method, ...]:
+        return cls(modules=1), cls()
+
     def sites(self, anatomy: Anatomy) -> tuple[Stage, ...]:
         return anatomy.last_stages(self.modules)
 

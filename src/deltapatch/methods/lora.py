@@ -73,6 +73,10 @@ class Lora(Method):
         if not self.targets:
             raise DeltapatchError("targets must name a layer at least")
 
+    @classmethod
+    def sizes(cls) -> tuple[Method, ...]:
+        return cls(rank=4), cls(rank=16)
+
     @property
     def scaling(self) -> float:
         """The factor alpha / rank."""

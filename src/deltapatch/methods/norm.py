@@ -42,6 +42,10 @@ class Norm(Method):
     def __post_init__(self) -> None:
         check_modules(self.modules)
 
+    @classmethod
+    def sizes(cls) -> tuple[Method, ...]:
+        return cls(modules=1), cls(), cls(statistics="own")
+
     def sites(self, anatomy: Anatomy) -> tuple[Layer, ...]:
         layers = anatomy.layers_from(self.modules)
         found = tuple(layer for layer in layers if layer.kind == "normalisation")

@@ -44,6 +44,11 @@ class RandomWeights(Method):
         if self.per_channel < 1:
             raise DeltapatchError(f"per_channel must be 1 or more weights, not {self.per_channel}")
 
+    @classmethod
+    def sizes(cls) -> tuple[Method, ...]:
+        # A control, which is not meant to be used.
+        return ()
+
     def sites(self, anatomy: Anatomy) -> tuple[Layer, ...]:
         kinds = ("convolution",) if self.layers == "convolutions" else ("convolution", "linear")
         found = tuple(layer for layer in anatomy.layers_from(self.modules) if layer.kind in kinds)

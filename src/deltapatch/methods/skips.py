@@ -65,6 +65,11 @@ class Skips(Method):
                 " norm=True"
             )
 
+    @classmethod
+    def sizes(cls) -> tuple[Method, ...]:
+        # For ablations; delta has weights that depend on the image.
+        return ()
+
     def sites(self, anatomy: Anatomy) -> tuple[Stage, ...]:
         stages = anatomy.last_stages(self.modules)
         found = tuple(stage for stage in stages if any(self.entering(stage)))

@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet
 import pytest
+from digits import write_digits
 
 from deltapatch.evaluation.comparing import comparison
 
@@ -46,6 +49,23 @@ def test_the_options_reach_the_comparison(run: Any, tree: Path, tmp_path: Path) 
     assert ran.err.startswith("warning: test-selected")
     assert "## Single, 50 % of the training images" in ran.out
     assert "## Single, 2 images a class" in ran.out
+
+
+def test_interpolation_and_a_composition_are_compared_beside_the_base_s_own_task(
+    run: Any, tree: Path, tmp_path: Path
+) -> None:
+    own = write_digits(tmp_path / "own.npz", train=10, val=10, test=15, classes=np.array(list("0123456789")))
+    methods = 'interpolate:steps=2,compose:methods=["delta:modules=1","norm"]'
+    options = ("--methods", methods, "--supporting", own)
+    ran = run("compare", tree, *SHORT, *options, "--out", tmp_path / "out")
+    assert (ran.code, ran.err) == (0, "")
+    assert "Left out" not in ran.out
+    tables = pyarrow.parquet.read_table(tmp_path / "out" / "results.parquet").to_pylist()
+    assert {row["method"] for row in tables} == {"interpolate", "compose"}
+    assert len({row["base_accuracy"] for row in tables}) == 1
+    (kept,) = (row for row in tables if row["method"] == "compose")
+    assert kept["supporting_accuracy"] == kept["base_accuracy"]
+    assert all(row["harmonic_mean"] is not None for row in tables)
 
 
 def test_with_progress_the_table_is_drawn_on_standard_error(run: Any, tree: Path, tmp_path: Path) -> None:

@@ -5,14 +5,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from digits import write_bad_image, write_digits, write_tree
 from safetensors.torch import save_file
 
 from deltapatch.base import fingerprint
+from deltapatch.data import open_data
 from deltapatch.demo.base import build_demo_model
+from deltapatch.evaluation.answers import evaluate
 from deltapatch.fitting.watching import FitWatch
+from deltapatch.loading import load_base
 from deltapatch.patch import Patch
 
 SHORT = ("--device", "cpu", "--epochs", 1, "--modules", 1, "--no-progress")
@@ -117,13 +121,36 @@ def test_a_base_in_a_python_file_is_fitted_like_any_other(
     assert Patch.load(out).info.base.source == f"{base_file}:same"
 
 
+def test_interpolation_weighs_the_base_s_own_task_against_the_new_one(
+    run: Any, tree: Path, tmp_path: Path
+) -> None:
+    own = write_digits(tmp_path / "own.npz", train=10, val=20, test=15, classes=np.array(list("0123456789")))
+    out = tmp_path / "digits.safetensors"
+    options = ("--device", "cpu", "--epochs", 1, "--no-progress", "--method", "interpolate", "-o", "steps=2")
+    ran = run("fit", tree, "--base", "demo", "--out", out, *options, "--supporting", own)
+    assert (ran.code, ran.err) == (0, "")
+    base, task = load_base("demo"), open_data(own)
+    assert task.val is not None
+    labels = [base.classes.index(task.classes[label]) for label in task.val.labels]
+    alone = evaluate(base, task.val.with_labels(labels)).accuracy.value
+    # At 0 the weights are the base's.
+    assert Patch.load(out).info.figures["interpolation/0.00/supporting"] == pytest.approx(alone)
+
+    strange = write_digits(tmp_path / "strange.npz", train=10, val=10, test=10)
+    error = run("fit", tree, "--base", "demo", "--out", out, *options, "--supporting", strange).error
+    assert "has the class 'zero', which is not one of the" in error
+
+
 # --- what it refuses, before any work ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "lora9"], "there is no method 'lora9'; known methods are: delta, head"),
+        (["--method", "lora9"], "there is no method 'lora9'; known methods are: compose, delta, "),
+        (["--method", "compose", "-o", "methods=delta"], 'methods takes a list, as in methods=["a","b"]'),
+        (["--method", "compose", "-o", 'methods=["delta","x"]'], "there is no method 'x'; known methods are"),
+        (["--supporting", "own"], "--supporting is for methods that change the weights with which the base"),
         (["-o", "width=3"], "method 'delta' has no option 'width'; it has: modules, norm, start"),
         (["-o", "norm"], "method option 'norm' is not of the form KEY=VALUE"),
         (["-o", "norm=batch"], "method 'delta': norm: "),

@@ -41,7 +41,9 @@ def test_a_method_over_the_budget_is_named(run: Any, tree: Path, tmp_path: Path,
     assert Patch.load(out).info.method.name == "head"
 
 
-@pytest.mark.parametrize("option", [("--modules", 1), ("-o", "norm=sum"), ("--resume",)])
+@pytest.mark.parametrize(
+    "option", [("--modules", 1), ("-o", "norm=sum"), ("--resume",), ("--supporting", "own")]
+)
 def test_options_of_one_method_are_refused(run: Any, tree: Path, tmp_path: Path, option: Any) -> None:
     out = tmp_path / "digits.safetensors"
     error = run("fit", tree, "--base", "demo", "--out", out, *SHORT, *option).error

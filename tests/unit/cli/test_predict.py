@@ -121,6 +121,17 @@ def test_a_base_is_only_loaded_by_name_and_never_because_a_patch_names_a_python_
     assert trace.exists()
 
 
+def test_a_base_that_is_made_from_class_names_has_to_be_named_with_them(
+    run: Any, images: Path, patch_file: Path, tmp_path: Path
+) -> None:
+    patch = Patch.load(patch_file)
+    reference = patch.info.base.model_copy(update={"source": "open_clip/ViT-B-32/openai"})
+    patch.info = patch.info.model_copy(update={"base": reference})
+    error = run("predict", images, "--patch", patch.save(tmp_path / "clip.safetensors")).error
+    assert "(open_clip/ViT-B-32/openai), which is made from the names of its classes" in error
+    assert error.endswith("give --base and --classes as for the fit")
+
+
 def test_another_base_is_refused_with_both_names(
     run: Any, images: Path, patch_file: Path, base_file: Path
 ) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deltapatch.errors import DeltapatchError
-from deltapatch.evaluation.metrics import Evaluation, Interval, paired_difference
+from deltapatch.evaluation.metrics import Evaluation, Interval, compare_answers, paired_difference
 
 
 def evaluation(labels, probabilities, classes="abc"):
@@ -201,6 +201,18 @@ def test_equal_answers_are_a_tie_with_some_room_for_chance(answers):
 def test_the_interval_of_a_difference_stays_inside_minus_one_and_one(answers):
     assert disagreeing(answers, 0, 1, 0).difference.high == 1
     assert disagreeing(answers, 0, 0, 1).difference.low == -1
+
+
+def test_answers_of_several_seeds_count_each_image_once_for_the_model_that_is_right_more_often():
+    first = np.array([1.0] * 8 + [0.5] * 4 + [0.0] * 8)
+    second = np.array([0.5] * 8 + [1.0] * 2 + [0.5] * 2 + [0.0] * 8)
+    found = compare_answers(first, second)
+    assert (found.only_first, found.only_second) == (8, 2)
+    assert found.p_value == pytest.approx(2 * (1 + 10 + 45) / 2**10)
+    assert found.difference.value == pytest.approx((8 - 2) * 0.5 / 20)
+    # Two more images, with the differences 1 and -1.
+    centre, variance = 3 / 22, (10 * 0.25 + 2) / 22 - (3 / 22) ** 2
+    assert found.difference.high == pytest.approx(centre + 1.959964 * math.sqrt(variance / 22), abs=1e-6)
 
 
 def test_evaluations_of_other_images_are_not_compared(answers):

@@ -30,6 +30,17 @@ def test_a_duration_is_given_in_the_units_of_its_length(seconds, text):
     assert plain(wording.duration(seconds)) == text
 
 
+@pytest.mark.parametrize(
+    ("part", "text"), [(0.0214, "+2.1"), (-0.003, "\u22120.3"), (0.0004, "0.0"), (-0.0004, "0.0")]
+)
+def test_a_difference_has_a_sign_unless_it_rounds_to_nothing(part, text):
+    assert wording.signed_points(part) == text
+
+
+def test_a_name_ends_no_cell_of_a_table_and_begins_no_element():
+    assert wording.markdown_cell("a | b\n<i>") == "a \\| b &lt;i>"
+
+
 def test_a_part_is_given_in_percent_with_its_interval():
     assert plain(wording.with_interval(Interval(0.8734, 0.81, 0.9171))) == "87.3 % (81.0–91.7)"
 

@@ -16,7 +16,7 @@ from .ledger import Row, read_row
 from .live import LiveTable
 from .planning import ComparisonConfig, Planned, expected_seconds, plan
 from .result import Comparison
-from .running import as_supporting, run_job
+from .running import run_job
 from .writing import check_parquet, write_comparison
 
 
@@ -52,7 +52,7 @@ def compare(
         config: seeds, protocols and amounts of training images.
         fit: how each patch is fitted.
         budget: methods over its parameters or milliseconds are not fitted.
-        supporting: labelled images of the base's own task.
+        supporting: labelled images of the base's own task, as `Supporting.of` divides them.
         weights: what the base was loaded with, noted so that jobs can be done on other machines.
         progress: whether to draw a table that shows how far it is.
 
@@ -77,7 +77,7 @@ def compare(
     own_source: DataSource | None = None
     if supporting is not None:
         opened = open_data(supporting, validation=0)
-        own, own_source = as_supporting(base, opened), DataSource.of(supporting, opened)
+        own, own_source = Supporting.of(base, opened), DataSource.of(supporting, opened)
     affordable, left_out = _affordable(base, next(iter(tasks.values())), contenders, budget)
     planned = plan(BaseOptions.of(base, weights), sources, affordable, fit, config, own_source)
     done: list[tuple[Planned, Row]] = []

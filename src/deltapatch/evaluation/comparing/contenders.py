@@ -52,7 +52,11 @@ def parse_contenders(text: str) -> tuple[Contender, ...]:
 def describe(method: Method) -> str:
     """A method and those of its options that are not the default ones, as in "delta (modules=1)"."""
     usual = make_method(method.name).configuration()
-    options = [f"{key}={value}" for key, value in method.configuration().items() if value != usual[key]]
+    options = [
+        f"{key}=[{', '.join(map(str, value))}]" if isinstance(value, tuple) else f"{key}={value}"
+        for key, value in method.configuration().items()
+        if value != usual[key]
+    ]
     return f"{method.name} ({', '.join(options)})" if options else method.name
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 
 from ...base import Base
 from ...data import TaskData
@@ -151,9 +152,13 @@ def choose_method(
 
 
 def default_candidates() -> tuple[Method, ...]:
-    """Every registered method in each of its sizes; not the head, nor what changes the base's weights."""
-    classes = [cls for name, cls in registered_methods().items() if name != "head"]
-    return tuple(size for cls in classes if not cls.shares_weights for size in cls.sizes())
+    """Every registered method in each of its sizes; not the head, nor what changes the base's weights.
+
+    The first size of each comes first, so that a search whose time is over has seen as many as it could.
+    """
+    classes = [cls for name, cls in registered_methods().items() if name != "head" and not cls.shares_weights]
+    rounds = zip_longest(*(cls.sizes() for cls in classes))
+    return tuple(size for sizes in rounds for size in sizes if size is not None)
 
 
 def survivors(finished: Sequence[Tried]) -> list[Method]:
@@ -206,13 +211,13 @@ class _Search:
             result = fit_task(self.base, self.task, method, config, progress=False)
             if result.interrupted:
                 raise KeyboardInterrupt
+            self.spent += result.seconds
             validation = evaluate(self.base, self.task.val, result.patch, workers=config.workers)
         except (DataError, CacheError):
             raise
         except DeltapatchError as error:
             self.leave_out(method, str(error))
             return None
-        self.spent += result.seconds
         found = Tried(method, config.epochs, result, validation)
         self.tell(
             f"{describe(method)}, at most {config.epochs} epochs: {percent(found.accuracy)} of the validation"

@@ -14,6 +14,7 @@ from ...errors import DataError, WrongBaseError
 from ...fitting.config import FitConfig
 from ...loading import load_base
 from ...method import Method, make_method
+from ...open_vocabulary import ZeroShotClassifier
 
 ProtocolName = Literal["single", "joint", "sequential", "parallel"]
 Selection = Literal["validation", "test"]
@@ -33,6 +34,8 @@ class BaseOptions:
         std: as ``mean``.
         interpolation: how images are resized.
         crop_pct: share of the resized image that the centre crop keeps.
+        classes: names of its classes, which make the head of an open-vocabulary base.
+        templates: the prompts of an open-vocabulary base; None for any other.
     """
 
     source: str
@@ -43,6 +46,8 @@ class BaseOptions:
     std: tuple[float, ...]
     interpolation: str
     crop_pct: float
+    classes: tuple[str, ...]
+    templates: tuple[str, ...] | None
 
     @classmethod
     def of(cls, base: Base, weights: str | None = None) -> "BaseOptions":
@@ -57,11 +62,16 @@ class BaseOptions:
             std=found.std,
             interpolation=found.interpolation,
             crop_pct=found.crop_pct,
+            classes=base.classes,
+            templates=base.module.text.templates if isinstance(base.module, ZeroShotClassifier) else None,
         )
 
     def without_place(self) -> dict[str, Any]:
-        """All that a result depends on: where the weights lie does not count, since their digest does."""
-        return {name: value for name, value in asdict(self).items() if name != "weights"}
+        """All that a patch depends on: where the weights lie, and what made them, is in their digest; what
+        classes are called makes no difference.
+        """
+        left_out = ("weights", "classes", "templates")
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def load(self, device: str | None = None) -> Base:
         """The base.
@@ -77,6 +87,8 @@ class BaseOptions:
             std=self.std,
             interpolation=self.interpolation,
             crop_pct=self.crop_pct,
+            classes=self.classes or None,
+            templates=self.templates,
             device=device,
         )
         if base.fingerprint != self.fingerprint:
@@ -89,15 +101,22 @@ class BaseOptions:
 
 @dataclass(frozen=True)
 class DataSource:
-    """Labelled images by the name that `open_data` takes, and the digest that tells whether they are they."""
+    """Labelled images that are opened where they are needed.
+
+    Attributes:
+        source: as `open_data` takes it.
+        digest: tells whether they are still the same.
+        name: the task's.
+    """
 
     source: str
     digest: str
+    name: str
 
     @classmethod
     def of(cls, source: str | Path, task: TaskData) -> "DataSource":
         """The source of a task that is open."""
-        return cls(str(source), task.provenance.digest)
+        return cls(str(source), task.provenance.digest, task.name)
 
     def open(self, validation: float) -> TaskData:
         """The task, with the same validation images on every machine and for every seed.
@@ -151,7 +170,8 @@ class Job:
         del parts["fit"]["workers"]
         parts["base"] = self.base.without_place()
         parts["data"] = [source.digest for source in self.data]
-        parts["supporting"] = None if self.supporting is None else self.supporting.digest
+        # The images of the base's own task are matched with its outputs by name.
+        parts["supporting"] = self.supporting and [self.supporting.digest, self.base.classes]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def make_method(self) -> Method:

@@ -143,13 +143,15 @@ class Row(BaseModel):
 
 def read_row(folder: Path, job: Job) -> Row | None:
     """The result of a job that is done; None where it has to be done, since its entry or one of its patch
-    files is missing, damaged or another's.
+    files is missing, damaged or another's, or since a task has been given another name.
     """
     try:
         row = Row.model_validate_json(entry_of(folder, job).read_bytes())
     except (OSError, ValidationError):
         return None
     if row.digest != job.digest or (not row.refused and not row.patches):
+        return None
+    if not row.refused and [score.task for score in row.scores] != [source.name for source in job.data]:
         return None
     for patch in row.patches:
         try:

@@ -25,8 +25,10 @@ LINE_NAMES = (
 )
 
 INTERVALS = (
-    "The 95 % intervals are of the mean over the seeds, on these test images; with one seed, of the share of"
-    " images that were answered right. The accuracy ± is the standard deviation over the seeds."
+    "The 95 % intervals are of the mean over the seeds, on these test images; with one seed, or where"
+    " all agree, of the share of images that were answered right. The accuracy ± is the standard deviation"
+    " over the seeds. The best method is the best on these images, and comparisons with it are not corrected"
+    " for their number."
 )
 
 

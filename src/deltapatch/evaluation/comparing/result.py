@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from ...fitting.config import FitConfig
 from .budget import Budget
@@ -35,7 +36,7 @@ class Comparison:
     done: tuple[tuple[Planned, Row], ...]
     left_out: tuple[str, ...]
 
-    @property
+    @cached_property
     def sections(self) -> tuple[Section, ...]:
         """The tables."""
         return make_sections(self.done)

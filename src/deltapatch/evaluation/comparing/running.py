@@ -1,6 +1,7 @@
 """Does one job and notes its result; a job that is noted is not done again."""
 
 import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -28,7 +29,7 @@ from ..protocols import (
     test_selected,
 )
 from ..protocols.splits import images_to_measure
-from ..protocols.steps import take_steps
+from ..protocols.steps import count_parameters, take_steps
 from .job import Job
 from .ledger import BaseAccuracy, Matrix, Row, SavedPatch, Score, packed, read_row, replace_file, write_row
 
@@ -80,7 +81,7 @@ def run_job(
     base = job.base.load() if base is None else base
     tasks = [source.open(job.fit.validation) for source in job.data] if tasks is None else tasks
     if supporting is None and job.supporting is not None:
-        supporting = as_supporting(base, job.supporting.open(0))
+        supporting = Supporting.of(base, job.supporting.open(0))
     prepared = [_prepared(job, task) for task in tasks]
     try:
         if job.protocol == "single":
@@ -99,33 +100,6 @@ def run_job(
     return row
 
 
-def as_supporting(base: Base, task: TaskData) -> Supporting:
-    """The base's own task: the test images, else all there are, with the numbers of the base's outputs as
-    labels.
-
-    Classes are matched by name. Where none has the name of one of the base's, as with numbers or the codes of
-    ImageNet's folders, and there are as many as the base has, they are taken in order.
-
-    Raises:
-        DataError: some classes are the base's and others are not, or there are no images.
-    """
-    splits = (task.test, task.val, task.train)
-    images = next((images for images in splits if images is not None and len(images)), None)
-    if images is None:
-        raise DataError(f"{task.name} has no images of the base's own task")
-    place = {name: index for index, name in enumerate(base.classes)}
-    unknown = [name for name in task.classes if name not in place]
-    in_order = len(unknown) == len(task.classes) and len(base.classes) in (0, len(task.classes))
-    if in_order:
-        return Supporting(task.name, images)
-    if unknown:
-        raise DataError(
-            f"{task.name} has the class '{unknown[0]}', which is not one of the {len(place)} classes of"
-            f" {base.name}; name the folders as its classes are"
-        )
-    return Supporting(task.name, images.with_labels([place[task.classes[label]] for label in images.labels]))
-
-
 def _prepared(job: Job, task: TaskData) -> TaskData:
     """The task with as many training images, and with the validation split, as the job says."""
     if job.few_shot is not None:
@@ -138,7 +112,7 @@ def _prepared(job: Job, task: TaskData) -> TaskData:
 def _fit_one(job: Job, base: Base, task: TaskData, supporting: Supporting | None, folder: Path) -> _Outcome:
     images, measured_on = images_to_measure(task, "test")
     started = time.perf_counter()
-    given = None if supporting is None else supporting.images
+    given = None if supporting is None else supporting.validation
     (step,) = take_steps("sequential", base, [task], job.make_method(), job.fit, given)
     seconds = time.perf_counter() - started
     patch = step.patches[task.name]
@@ -153,7 +127,7 @@ def _fit_one(job: Job, base: Base, task: TaskData, supporting: Supporting | None
     )
     before = after = None
     if supporting is not None:
-        before = after = base_accuracy(job, folder, base, supporting)
+        before = after = _base_accuracy(job, folder, base, supporting)
         if step.supporting is not None:
             found = evaluate(base, supporting.images, step.supporting, workers=job.fit.workers)
             after = found.accuracy.value
@@ -183,10 +157,10 @@ def _follow_protocol(
     return _Outcome(patches, scores, result.seconds, before, after, _stored(result.matrix))
 
 
-def base_accuracy(job: Job, folder: Path, base: Base, supporting: Supporting) -> float:
+def _base_accuracy(job: Job, folder: Path, base: Base, supporting: Supporting) -> float:
     """The base's accuracy on its own task, measured once for all jobs of a folder."""
     assert job.supporting is not None
-    content = f"{job.base.without_place()} {job.supporting.digest}"
+    content = json.dumps([job.base.without_place(), job.base.classes, job.supporting.digest], sort_keys=True)
     path = folder / "jobs" / f"base-{hashlib.sha256(content.encode()).hexdigest()[:32]}.json"
     with suppress(OSError, ValidationError):
         return BaseAccuracy.model_validate_json(path.read_bytes()).accuracy
@@ -226,15 +200,14 @@ def _save(job: Job, folder: Path, outcome: _Outcome, started: float) -> Row:
         name = f"{job.digest}{f'-{number + 1}' if number else ''}.safetensors"
         path = patch.save(folder / "patches" / name)
         saved[key] = SavedPatch(task=names, name=name, digest=file_digest(path), bytes=path.stat().st_size)
-    whole = sum(patch.num_parameters() for patch in different.values())
-    without_heads = sum(patch.num_parameters(head=False) for patch in different.values())
+    parameters, head_parameters = count_parameters(outcome.patches)
     return _row(
         job,
         scores=outcome.scores,
         base_accuracy=outcome.base_accuracy,
         supporting_accuracy=outcome.supporting_accuracy,
-        parameters=without_heads,
-        head_parameters=whole - without_heads,
+        parameters=parameters,
+        head_parameters=head_parameters,
         seconds=outcome.seconds,
         job_seconds=time.perf_counter() - started,
         patches=tuple(saved.values()),

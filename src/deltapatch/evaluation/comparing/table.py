@@ -6,9 +6,8 @@ from functools import cached_property
 from statistics import mean
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..metrics import Evaluation, Interval, PairedDifference, paired_difference
+from ..metrics import Interval, PairedDifference, compare_answers
 from ..protocols.scores import harmonic_mean
 from ..protocols.seeds import SeedComparison, Spread, compare_over_seeds
 from .contenders import describe
@@ -47,11 +46,11 @@ class Line:
 
     @property
     def interval(self) -> Interval:
-        """95 % of the mean over seeds; with one seed, of its share of the images that were answered right."""
-        if self.accuracy.n > 1:
+        """95 % of the mean over seeds; with one seed, or where all agree, of the share of right answers."""
+        score, *others = self.scores.values()
+        if any(other.accuracy != score.accuracy for other in others):
             # The t-interval knows nothing of where an accuracy ends.
             return Interval(self.accuracy.mean, max(self.accuracy.low, 0.0), min(self.accuracy.high, 1.0))
-        (score,) = self.scores.values()
         return Interval.of_proportion(round(score.accuracy * score.images), score.images)
 
     @property
@@ -218,32 +217,33 @@ def _standings(complete: Mapping[str, tuple[Line, ...]]) -> tuple[Standing, ...]
 
 
 def _compare(one: Standing, best: Standing) -> tuple[SeedComparison | PairedDifference | None, str]:
-    """Paired over tasks and seeds; with one pair, over its images where the answers to them are known."""
+    """Paired over tasks and seeds, and over the images of a single task where the answers are known.
+
+    A single task's seeds say nothing about its images: with few of these, a difference that every seed
+    repeats can still be chance, so that it counts only where it does for both.
+    """
     figures = [
         {(line.task, seed): score for line in standing.lines for seed, score in line.scores.items()}
         for standing in (one, best)
     ]
-    common = figures[0].keys() & figures[1].keys()
+    common = sorted(figures[0].keys() & figures[1].keys())
     if not common:
         return None, "no seed in common with the best method"
-    first, second = ({key: scores[key] for key in sorted(common)} for scores in figures)
-    if len(common) == 1:
-        (mine,), (its,) = first.values(), second.values()
-        if mine.answers is not None and its.answers is not None and mine.images == its.images:
-            return _paired_answers(mine.answers, its.answers), f"{mine.images} images, exact McNemar test"
-    compared = compare_over_seeds(_accuracies(first), _accuracies(second))
-    return compared, f"{compared.units} {compared.unit}{'' if compared.units == 1 else 's'}"
+    first, second = ([scores[key] for key in common] for scores in figures)
+    compared = compare_over_seeds(*({key: scores[key].accuracy for key in common} for scores in figures))
+    units = f"{compared.units} {compared.unit}{'' if compared.units == 1 else 's'}"
+    by_images = _compare_images(first, second) if len(one.lines) == 1 else None
+    if by_images is not None and len(common) == 1:
+        return by_images, f"{first[0].images} images, exact McNemar test"
+    if by_images is not None and by_images.verdict == "tie":
+        return by_images, f"{first[0].images} images, each with the mean of {units}"
+    return compared, units
 
 
-def _accuracies(scores: Mapping[tuple[str, int], Score]) -> dict[tuple[str, int], float]:
-    return {key: score.accuracy for key, score in scores.items()}
-
-
-def _paired_answers(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> PairedDifference:
-    """McNemar's test needs to know no more of an answer than whether it was right."""
-
-    def as_evaluation(correct: NDArray[np.bool_]) -> Evaluation:
-        probabilities = np.stack([correct, ~correct], axis=1).astype(np.float32)
-        return Evaluation(("right", "wrong"), np.zeros(len(correct), np.int64), probabilities)
-
-    return paired_difference(as_evaluation(first), as_evaluation(second))
+def _compare_images(first: Sequence[Score], second: Sequence[Score]) -> PairedDifference | None:
+    """Paired over the images of one task, with the mean over its seeds for each; None if not known."""
+    answers = [score.answers for score in (*first, *second)]
+    known = [of_seed for of_seed in answers if of_seed is not None]
+    if len(known) < len(answers) or len({len(of_seed) for of_seed in known}) > 1:
+        return None
+    return compare_answers(np.mean(known[: len(first)], axis=0), np.mean(known[len(first) :], axis=0))

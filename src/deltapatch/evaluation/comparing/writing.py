@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import DeltapatchError
 from ...patch import library_versions
+from ..wording import markdown_cell
 from .ledger import replace_file
 from .page import render_page
 from .phrases import INTERVALS, LINE_NAMES, STANDING_NAMES, heading, line_in_words, standing_in_words
@@ -89,14 +90,14 @@ def _plain(section: Section, line: Line) -> dict[str, Any]:
 
 def as_markdown(found: Comparison) -> str:
     """The tables for a person."""
-    parts = [f"# Patch methods on {_cell(found.base)}\n"]
+    parts = [f"# Patch methods on {markdown_cell(found.base)}\n"]
     parts += [f"**{warning}**\n" for warning in found.warnings]
     parts.append(f"{INTERVALS}\n")
     for section in found.sections:
         parts += [f"## {heading(section)}\n", _standings(section), _lines(section)]
     if found.left_out:
         parts.append("## Left out\n")
-        parts.append("".join(f"- {_cell(line)}\n" for line in found.left_out))
+        parts.append("".join(f"- {markdown_cell(line)}\n" for line in found.left_out))
     return "\n".join(parts)
 
 
@@ -110,12 +111,7 @@ def _lines(section: Section) -> str:
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [names, ["---"] * len(names), *rows]
-    return "".join(f"| {' | '.join(_cell(cell) for cell in line)} |\n" for line in lines)
-
-
-def _cell(text: str) -> str:
-    # A name comes from the data: it must not end its cell or its row, nor begin an element of a page.
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return "".join(f"| {' | '.join(markdown_cell(cell) for cell in line)} |\n" for line in lines)
 
 
 def chosen_settings(found: Comparison) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ...patch import Patch
 from .measuring import Column, Measurement, Measuring
 from .scores import AccuracyMatrix, Score, score_of
 from .splits import Split, check_tasks, first_classes, images_to_measure, joint_task
-from .steps import Step, take_steps
+from .steps import Step, count_parameters, take_steps
 from .supporting import Supporting
 
 Protocol = Literal["single-task", "joint", "sequential", "parallel"]
@@ -33,7 +33,8 @@ class ProtocolResult:
         measurements: task -> what the last row counts: which split, how many images, how many unreadable.
         concatenated: for "joint" the accuracy on the images of all tasks together, else None.
         seconds: wall-clock time of learning, without measuring.
-        parameters: how many parameters the patches of the last step have, without their heads.
+        parameters: how many parameters the patches of the last step have, without their heads; weights that
+            they share are counted once.
         head_parameters: how many their heads have.
     """
 
@@ -75,7 +76,8 @@ def single_task(
         task: the patching task.
         method: what kind of patch.
         config: how to fit it.
-        supporting: the base's own task, whose accuracy is measured as well.
+        supporting: the base's own task, whose accuracy is measured as well; methods that share weights
+            among tasks choose by its validation images.
         on: the split whose images are looked at once, after everything was learned; a task without test
             images is measured on its validation images, and the result says so.
 
@@ -178,7 +180,7 @@ def _run(
     matrix = measuring.matrix(columns, steps)
     last = {column.name: measuring.measure(column, steps[-1]) for column in columns}
     measurements = {name: found for name, found in last.items() if found is not None}
-    parts, heads = _parameters(steps[-1])
+    parameters, head_parameters = count_parameters(steps[-1].patches)
     return ProtocolResult(
         protocol=protocol,
         method=method.name,
@@ -188,8 +190,8 @@ def _run(
         measurements=measurements,
         concatenated=None if together is None else _pooled([measurements[task.name] for task in tasks]),
         seconds=seconds,
-        parameters=parts,
-        head_parameters=heads,
+        parameters=parameters,
+        head_parameters=head_parameters,
     )
 
 
@@ -241,19 +243,6 @@ def _unchanged(base: Base, steps: Iterator[Step]) -> tuple[Step, ...]:
 
 def _patches(step: Step) -> list[Patch]:
     return [*step.patches.values(), *([] if step.supporting is None else [step.supporting])]
-
-
-def _parameters(step: Step) -> tuple[int, int]:
-    """How many parameters the patches of a step have without their heads, and in their heads.
-
-    Those that several patches share are counted once.
-    """
-    patches = _patches(step)
-    parts = {id(own): own.numel() for patch in patches for own in patch.parts.parameters()}
-    heads = {
-        id(own): own.numel() for patch in patches if patch.head is not None for own in patch.head.parameters()
-    }
-    return sum(parts.values()), sum(heads.values())
 
 
 def _pooled(measurements: Sequence[Measurement]) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DeltapatchError
+from ..wording import markdown_cell
 
 Score = Literal["harmonic", "mean"]
 
@@ -139,9 +140,7 @@ class AccuracyMatrix:
 
 
 def _line(cells: Sequence[str]) -> str:
-    # A name comes from the data: it must not end its cell or its row.
-    clean = (" ".join(cell.split()).replace("|", "\\|") for cell in cells)
-    return f"| {' | '.join(clean)} |"
+    return f"| {' | '.join(map(markdown_cell, cells))} |"
 
 
 def _checked(accuracies: Sequence[float]) -> NDArray[np.float64]:

@@ -76,3 +76,14 @@ def take_steps(
             raise KeyboardInterrupt
         learned = {**learned, task.name: result.patch}
         yield Step(task.name, learned, None)
+
+
+def count_parameters(patches: Mapping[str, Patch]) -> tuple[int, int]:
+    """How many parameters the patches of a step have without their heads, and in their heads.
+
+    Where a method shares one set of weights among the tasks, it is counted once.
+    """
+    different = list({id(patch): patch for patch in patches.values()}.values())
+    with_weights = different[:1] if different[0].method.shares_weights else different
+    heads = sum(patch.num_parameters() - patch.num_parameters(head=False) for patch in different)
+    return sum(patch.num_parameters(head=False) for patch in with_weights), heads

@@ -5,6 +5,7 @@ import pytest
 from deltapatch.errors import DeltapatchError
 from deltapatch.evaluation.comparing.contenders import describe, parse_contenders
 from deltapatch.method import registered_methods
+from deltapatch.methods.compose import Compose
 from deltapatch.methods.delta import Delta
 from deltapatch.methods.head import Head
 
@@ -50,6 +51,8 @@ def test_all_is_every_registered_method() -> None:
         ("delta:width=3", "method 'delta' has no option 'width'"),
         ("delta:modules=0", "modules must be 1 or more"),
         ("delta:modules=1+modules=2", "gives one option twice"),
+        ("compose:methods=delta", 'methods takes a list, as in methods=["a","b"], not \'delta\''),
+        ('compose:methods=["delta","x"]', "there is no method 'x'"),
         ("head,head", "head would be compared with itself"),
         ("delta:modules=1|1", "delta (modules=1) would be compared with itself"),
     ],
@@ -63,3 +66,4 @@ def test_a_list_that_cannot_be_compared_is_refused_by_its_reason(text: str, mess
 def test_a_description_names_only_the_options_that_are_not_the_usual_ones() -> None:
     assert describe(Delta()) == "delta"
     assert describe(Delta(modules=2)) == "delta (modules=2)"
+    assert describe(Compose(("norm", "lora:rank=4"))) == "compose (methods=[norm, lora:rank=4])"

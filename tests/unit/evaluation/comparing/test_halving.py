@@ -22,6 +22,8 @@ from deltapatch.fitting.fit import FitResult
 from deltapatch.method import Method, registered_methods
 from deltapatch.methods.delta import Delta
 from deltapatch.methods.head import Head
+from deltapatch.methods.lora import Lora
+from deltapatch.methods.norm import Norm
 from deltapatch.patch import Patch
 
 IMAGES = 200
@@ -198,13 +200,27 @@ def test_without_validation_images_there_is_nothing_to_choose_by(task: TaskData)
 
 
 def test_candidates_are_every_method_in_each_of_its_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Delta, "sizes", classmethod(lambda cls: (Delta(modules=1), Delta(modules=3))))
     candidates = default_candidates()
-    assert Delta.sizes()[0] in candidates
-    assert Head() not in candidates
-    kept = {name for name, cls in registered_methods().items() if not cls.shares_weights} - {"head"}
-    assert {method.name for method in candidates} == kept
-    monkeypatch.setattr(Delta, "sizes", classmethod(lambda cls: (Delta(modules=1), Delta(modules=2))))
-    assert {Delta(modules=1), Delta(modules=2)} <= set(default_candidates())
+    assert {Delta(modules=1), Delta(modules=3)} <= set(candidates)
+    wanted = {size for cls in registered_methods().values() for size in cls.sizes() if not cls.shares_weights}
+    assert len(candidates) == len(set(candidates))
+    assert set(candidates) == wanted - {Head()}
+    # The smallest of every method comes before the second of any.
+    assert candidates.index(Delta(modules=3)) >= len({method.name for method in candidates})
+
+
+def test_controls_and_ablations_are_no_candidates() -> None:
+    names = {method.name for method in default_candidates()}
+    assert names.isdisjoint({"head", "interpolate", "skips", "random-weights"})
+    assert {"delta", "norm", "lora", "compose", "full", "parallel-adapter", "series-adapter"} <= names
+
+
+def test_the_sizes_of_a_method_grow(base: Base) -> None:
+    for cls in (Delta, Norm, Lora):
+        counts = [size.build(base, ("a", "b")).num_parameters() for size in cls.sizes()]
+        assert counts == sorted(counts)
+        assert counts[0] < counts[-1]
 
 
 def test_a_real_search_gives_a_patch_that_was_fitted_in_full(base: Base, task: TaskData) -> None:

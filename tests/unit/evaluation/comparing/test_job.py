@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from digits import write_digits
+from tiny_clip import new_tiny_clip
 from toys import toy_base
 
 from deltapatch.base import Base
 from deltapatch.data import TaskData
 from deltapatch.errors import DataError, WrongBaseError
 from deltapatch.evaluation.comparing.job import BaseOptions, DataSource
+from deltapatch.loading import load_base
 from deltapatch.methods.delta import Delta
 
 from .conftest import FIT, MakeJob
@@ -37,8 +39,8 @@ def test_a_job_is_plain_values(make_job: MakeJob) -> None:
         {"selection": "test"},
         {"share": 30},
         {"few_shot": 2},
-        {"data": (DataSource("digits.npz", "another digest"),)},
-        {"supporting": DataSource("own.npz", "digest")},
+        {"data": (DataSource("digits.npz", "another digest", "digits"),)},
+        {"supporting": DataSource("own.npz", "digest", "own")},
     ],
 )
 def test_whatever_changes_the_result_changes_the_digest(make_job: MakeJob, fields: Any) -> None:
@@ -56,11 +58,30 @@ def test_places_and_worker_processes_do_not_change_the_digest(make_job: MakeJob)
     assert moved.digest == job.digest
 
 
+def test_what_the_base_calls_its_classes_matters_where_its_own_task_is_matched_with_them(
+    make_job: MakeJob,
+) -> None:
+    own, job = DataSource("own.npz", "digest", "own"), make_job()
+    turned = replace(job.base, classes=job.base.classes[::-1])
+    assert make_job(base=turned).digest == job.digest
+    assert make_job(base=turned, supporting=own).digest != make_job(supporting=own).digest
+
+
 def test_base_and_images_can_be_had_again_from_the_job_alone(make_job: MakeJob, base: Base) -> None:
     job = make_job()
     assert job.base.load().fingerprint == base.fingerprint
     assert job.base.load().preprocessing == base.preprocessing
+    assert job.base.load().classes == base.classes
     assert len(job.data[0].open(0.2).train or ()) == 40
+
+
+def test_a_base_whose_classes_are_texts_can_be_had_again_with_its_prompts(tmp_path: Path) -> None:
+    tiny = new_tiny_clip(pytest.importorskip("open_clip"), tmp_path)
+    weights = str(tiny.weights)
+    base = load_base(
+        f"open_clip/{tiny.config}", weights=weights, classes=["cat", "dog"], templates=["one {}.", "two {}."]
+    )
+    assert BaseOptions.of(base, weights).load().fingerprint == base.fingerprint
 
 
 def test_a_base_with_other_weights_is_refused(base: Base) -> None:

@@ -10,7 +10,7 @@ from deltapatch.evaluation.comparing.planning import ComparisonConfig, Planned, 
 
 from .conftest import FIT, MakeRow
 
-TASKS = {"birds": DataSource("birds", "b"), "cars": DataSource("cars", "c")}
+TASKS = {"birds": DataSource("birds", "b", "birds"), "cars": DataSource("cars", "c", "cars")}
 
 
 def _plan(base: Base, methods: str, config: ComparisonConfig) -> tuple[Planned, ...]:

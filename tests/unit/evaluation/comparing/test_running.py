@@ -16,8 +16,10 @@ from deltapatch.evaluation.answers import evaluate
 from deltapatch.evaluation.comparing import running
 from deltapatch.evaluation.comparing.job import BaseOptions, DataSource, Job
 from deltapatch.evaluation.comparing.ledger import entry_of, read_row
-from deltapatch.evaluation.comparing.running import as_supporting, run_job
-from deltapatch.evaluation.protocols import steps
+from deltapatch.evaluation.comparing.running import run_job
+from deltapatch.evaluation.protocols import Supporting, steps
+from deltapatch.fitting import interpolating
+from deltapatch.fitting.judging import score
 from deltapatch.patch import Patch
 
 from .conftest import FIT, MakeJob
@@ -57,6 +59,16 @@ def test_a_job_that_is_done_is_not_done_again(
 
 def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
+
+
+def test_a_task_with_a_new_name_is_fitted_again(
+    make_job: MakeJob, base: Base, task: TaskData, tmp_path: Path, fits: list[str]
+) -> None:
+    run_job(make_job(), tmp_path, base, [task])
+    renamed = replace(task, name="renamed")
+    job = make_job(data=(DataSource.of("renamed.npz", renamed),))
+    assert run_job(job, tmp_path, base, [renamed]).scores[0].task == "renamed"
+    assert fits == ["head", "head"]
 
 
 @pytest.mark.parametrize("damage", ["cut entry", "other entry", "cut patch", "no patch", "other patch"])
@@ -164,7 +176,7 @@ def test_a_test_selected_result_says_so(make_job: MakeJob, base: Base, tmp_path:
 
 @pytest.fixture
 def own_task(base: Base, digits_file: Path, tmp_path: Path) -> TaskData:
-    """The digits, called as the base calls its classes."""
+    """The digits, called as the base calls its classes, in an order of their own."""
     names = np.array(["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"])
     return open_data(write_digits(tmp_path / "own.npz", train=10, val=10, test=25, classes=names))
 
@@ -172,7 +184,7 @@ def own_task(base: Base, digits_file: Path, tmp_path: Path) -> TaskData:
 def test_the_base_is_measured_once_for_all_jobs(
     make_job: MakeJob, base: Base, own_task: TaskData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = as_supporting(base, own_task)
+    own = Supporting.of(base, own_task)
     source = DataSource.of("own.npz", own_task)
     first = run_job(make_job(supporting=source), tmp_path, base, supporting=own)
     alone = evaluate(base, own.images, None).accuracy.value
@@ -191,30 +203,12 @@ def test_the_base_is_measured_once_for_all_jobs(
     assert asked[0] is not None
 
 
-def test_supporting_classes_are_matched_by_name(base: Base, own_task: TaskData) -> None:
-    found = as_supporting(base, own_task)
-    assert own_task.test is not None
-    expected = [base.classes.index(str(label)) for label in own_task.test.labels]
-    assert found.images.labels.tolist() == expected
-
-
-def test_supporting_classes_that_are_partly_the_base_s_are_refused(base: Base, own_task: TaskData) -> None:
-    strange = replace(own_task, classes=("0", "?", *own_task.classes[2:]))
-    with pytest.raises(DataError, match=r"has the class '\?', which is not one of the"):
-        as_supporting(base, strange)
-
-
-def test_supporting_classes_with_other_names_are_taken_in_order(base: Base, own_task: TaskData) -> None:
-    numbered = replace(own_task, classes=tuple(f"n{index:03}" for index in range(len(base.classes))))
-    assert as_supporting(base, numbered).images is own_task.test
-
-
 @pytest.mark.parametrize("protocol", ["joint", "sequential", "parallel"])
 def test_protocols_of_several_tasks_have_a_score_for_each_and_their_matrix(
     make_job: MakeJob, base: Base, task: TaskData, tmp_path: Path, protocol: Any
 ) -> None:
     tasks = [task, replace(task, name="more")]
-    data = make_job().data * 2
+    data = tuple(DataSource.of("digits.npz", one) for one in tasks)
     row = run_job(make_job(data=data, protocol=protocol), tmp_path, base, tasks)
     assert not row.refused
     assert [score.task for score in row.scores] == ["digits", "more"]
@@ -224,3 +218,40 @@ def test_protocols_of_several_tasks_have_a_score_for_each_and_their_matrix(
     assert len(row.patches) == (1 if protocol == "joint" else 2)
     assert all((tmp_path / "patches" / patch.name).is_file() for patch in row.patches)
     assert read_row(tmp_path, make_job(data=data, protocol=protocol)) == row
+
+
+def test_weights_that_the_tasks_share_are_counted_once(
+    make_job: MakeJob, base: Base, task: TaskData, tmp_path: Path
+) -> None:
+    tasks = [task, replace(task, name="more")]
+    data = tuple(DataSource.of("digits.npz", one) for one in tasks)
+    job = make_job(method="interpolate", options=(("alpha", 0.5),), data=data, protocol="sequential")
+    row = run_job(job, tmp_path, base, tasks)
+    assert not row.refused
+    patch = Patch.load(tmp_path / "patches" / row.patches[0].name)
+    assert row.parameters == patch.num_parameters(head=False) > 0
+    assert row.head_parameters == 2 * (patch.num_parameters() - row.parameters)
+
+
+def test_a_method_that_weighs_the_base_s_own_task_chooses_by_its_validation_images(
+    make_job: MakeJob, base: Base, own_task: TaskData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[int] = []
+
+    def watched(base: Base, patch: Patch, images: Any, *rest: Any, headless: bool = False) -> Any:
+        if headless:
+            judged.append(len(images))
+        return score(base, patch, images, *rest, headless=headless)
+
+    monkeypatch.setattr(interpolating, "score", watched)
+    job = make_job(
+        method="interpolate", options=(("steps", 2),), supporting=DataSource.of("own.npz", own_task)
+    )
+    own = Supporting.of(base, own_task)
+    row = run_job(job, tmp_path, base, supporting=own)
+    assert own_task.val is not None
+    assert own_task.test is not None
+    assert set(judged) == {len(own_task.val)} != {len(own_task.test)}
+    (saved,) = row.patches
+    headless = Patch.load(tmp_path / "patches" / saved.name).without_head()
+    assert row.supporting_accuracy == evaluate(base, own.images, headless).accuracy.value

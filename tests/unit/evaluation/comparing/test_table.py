@@ -84,6 +84,25 @@ def test_with_one_seed_the_images_decide(results: MakeDone, both_right: int, ver
     assert other.compared_by == "100 images, exact McNemar test"
 
 
+def test_a_lead_that_every_seed_repeats_on_one_image_is_a_tie(results: MakeDone) -> None:
+    """Two methods without chance in their fits: five seeds say no more than one."""
+    first, second = np.arange(30) < 28, np.arange(30) < 27
+    done = results("dua", [28 / 30] * 5, correct=packed(first), images=30)
+    done += results("head", [27 / 30] * 5, correct=packed(second), images=30)
+    other = _section(done).standings[1]
+    assert other.verdict.startswith("tie (−3.3 points")
+    assert other.compared_by == "30 images, each with the mean of 5 seeds"
+
+
+def test_a_lead_on_many_images_with_every_seed_is_no_tie(results: MakeDone) -> None:
+    first, second = np.arange(100) < 70, np.arange(100) < 50
+    done = results("delta", [0.7] * 3, correct=packed(first))
+    done += results("head", [0.5] * 3, correct=packed(second))
+    other = _section(done).standings[1]
+    assert other.verdict.startswith("worse by 20.0 points")
+    assert other.compared_by == "3 seeds"
+
+
 def test_one_pair_without_its_images_is_a_tie_that_says_why(results: MakeDone) -> None:
     other = _section(results("delta", [0.9]) + results("head", [0.1])).standings[1]
     assert other.verdict == "tie (−80.0 points; one pair says nothing about chance)"
@@ -132,8 +151,11 @@ def test_a_method_refused_on_one_task_is_not_ranked_by_the_other(results: MakeDo
     ]
 
 
-def test_with_one_seed_the_interval_is_that_of_the_images(results: MakeDone) -> None:
-    (line,) = _section(results("head", [0.9])).lines
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_with_one_seed_or_where_all_agree_the_interval_is_that_of_the_images(
+    results: MakeDone, seeds: int
+) -> None:
+    (line,) = _section(results("head", [0.9] * seeds)).lines
     assert (line.interval.low, line.interval.high) == pytest.approx((0.8256, 0.9448), abs=1e-4)
 
 

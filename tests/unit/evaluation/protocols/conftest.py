@@ -1,8 +1,6 @@
 """Tasks of a few coloured pictures and a toy base: a fit takes a tenth of a second."""
 
-import sys
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ from deltapatch.base import Base
 from deltapatch.data import ImageLimits, ImageSet, Provenance, TaskData
 from deltapatch.data.sources.npz import ArrayStore
 from deltapatch.evaluation.protocols import Supporting
+from deltapatch.fitting import interpolating
 from deltapatch.fitting.config import FitConfig
 
 ShareWeights = Callable[..., list[tuple[Any, ...]]]
@@ -68,9 +67,8 @@ def shared_weights(monkeypatch: pytest.MonkeyPatch) -> ShareWeights:
 
             return taken
 
-        module = ModuleType("deltapatch.fitting.interpolating")
-        vars(module).update(sequential_steps=take("sequential"), parallel_steps=take("parallel"))
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+        for order in ("sequential", "parallel"):
+            monkeypatch.setattr(interpolating, f"{order}_steps", take(order))
         return given
 
     return share
@@ -91,4 +89,5 @@ def config() -> FitConfig:
 @pytest.fixture(scope="session")
 def supporting(base: Base) -> Supporting:
     """The base's own task of five classes; by chance it is right on some of the images."""
-    return Supporting("colours", coloured(np.arange(20) % 5, 99, "colours"))
+    images, validation = (coloured(np.arange(20) % 5, seed, "colours") for seed in (99, 100))
+    return Supporting("colours", images, validation)

@@ -24,9 +24,11 @@ from deltapatch.evaluation.protocols import (
 from deltapatch.fitting.fit import fit_task
 from deltapatch.methods.delta import Delta
 from deltapatch.methods.head import Head
+from deltapatch.methods.interpolate import Interpolate
 from deltapatch.patch import Patch
 
 DELTA = Delta(modules=1)
+INTERPOLATE = Interpolate(steps=3)
 NAN = float("nan")
 
 
@@ -257,6 +259,34 @@ def test_a_later_step_that_changes_an_earlier_patch_or_the_base_is_an_error(
     shared_weights(first, second_step)
     with pytest.raises(DeltapatchError, match=f"^{damaged} .*was changed by a later step"):
         sequential(base, tasks, Sharing(modules=1), config, supporting)
+
+
+@pytest.mark.parametrize("protocol", [sequential, parallel])
+def test_interpolated_weights_answer_all_tasks_and_the_base_s_own(
+    base: Base, tasks, config, supporting, protocol
+) -> None:
+    result = protocol(base, tasks, INTERPOLATE, config, supporting)
+    *_, last = result.steps
+    pets, cars = (last.patches[task.name] for task in tasks)
+    assert same_state(pets.parts, copied_state(cars.parts))
+    assert last.supporting is not None
+    assert same_state(last.supporting.parts, copied_state(cars.parts))
+    final = result.matrix.final()
+    assert final["colours"] == evaluate(base, supporting.images, last.supporting).accuracy.value
+    for task in tasks:
+        assert final[task.name] == evaluate(base, task.test, last.patches[task.name]).accuracy.value
+    assert result.parameters == pets.num_parameters(head=False)
+    assert result.head_parameters == 5 * 5
+
+
+def test_interpolating_one_task_alone_chooses_as_its_fit_does(base: Base, tasks, config, supporting) -> None:
+    (step,) = single_task(base, tasks[0], INTERPOLATE, config, supporting).steps
+    fitted = fit_task(
+        base, tasks[0], INTERPOLATE, config, progress=False, supporting=supporting.validation
+    ).patch
+    chosen, expected = (patch.info.figures for patch in (step.patches["pets"], fitted))
+    assert chosen["interpolation/alpha"] == expected["interpolation/alpha"]
+    assert chosen["validation/accuracy"] == expected["validation/accuracy"]
 
 
 # --- errors -----------------------------------------------------------------------------------------------
