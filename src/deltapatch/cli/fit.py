@@ -40,7 +40,7 @@ def command(
     ] = "delta",
     modules: Annotated[
         str | None,
-        typer.Option(help="For delta: how many stages, from the last; or all.", show_default=False),
+        typer.Option(help="How many stages are patched, from the last; or all.", show_default=False),
     ] = None,
     option: Annotated[
         list[str] | None,

@@ -12,7 +12,8 @@ from deltapatch.fitting.gathering import features_of, gather, random_versions
 from deltapatch.fitting.judging import score
 from deltapatch.methods.dua import BatchNormAdapt
 from deltapatch.methods.norm import Norm
-from deltapatch.normalising import Gathering
+from deltapatch.methods.parallel_adapter import ParallelAdapter
+from deltapatch.normalising import Gathering, NormPart
 
 
 def test_the_average_over_all_images_is_that_of_one_pass_over_them(base: Base, task: TaskData) -> None:
@@ -101,3 +102,15 @@ def test_a_head_that_is_not_to_train_stays_as_it_starts(task: TaskData, fit: Any
     assert result.patch.head.weight.requires_grad
     trained = fit(task, Norm())
     assert not torch.equal(trained.patch.head.weight, trained.head_only.head.weight)
+
+
+def test_an_adapters_statistics_can_be_gathered_too(base: Base, task: TaskData, fit: Any) -> None:
+    method = ParallelAdapter(modules=1, statistics="re-estimated")
+    patch = fit(task, method).patch
+    norms = [part for part in patch.parts if isinstance(part, NormPart)]
+    expected = method.build(base, task.classes)
+    gather(base, expected, [task.train], Gathering())
+    gathered = [part for part in expected.parts if isinstance(part, NormPart)]
+    assert norms
+    for fitted, found in zip(norms, gathered, strict=True):
+        assert torch.equal(fitted.running_var, found.running_var)
