@@ -25,7 +25,8 @@ class ParallelAdapter(ResidualAdapter):
         modules: from which of the last stages on layers are adapted; "all" adapts those of the whole base.
         kernel_size: of the convolutions that get an adapter (7 for ConvNeXt).
         statistics: of the norms that keep them: the task's "own", followed batch by batch during the fit as
-            published; "re-estimated" once on the training images before it; or "kept" as in the base. All norms' scale and shift train, from the base's on.
+            published; "re-estimated" once on the training images before it; or "kept" as in the
+            base. All norms' scale and shift train, from the base's on.
         init: of A: "zero", so that a patch starts exactly at the base, or as "published" N(0, 2 / C_out),
             which starts far from it.
         dropout: share of the adapters' input channels that are zero in a training step; the source has 0.5
