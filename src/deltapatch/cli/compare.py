@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from .fit_options import checked, fit_config
+from .fit_options import (
+    AugmentName,
+    Balance,
+    CacheUse,
+    LearningRate,
+    Patience,
+    PrecisionName,
+    ValidationShare,
+    Views,
+    checked,
+    fit_config,
+)
 from .options import BaseClasses, BaseSource, Device, Mean, Size, Std, Weights, Workers, open_base
 
 EXAMPLE = (
@@ -64,21 +75,14 @@ def command(
     device: Device = None,
     epochs: int = 30,
     batch_size: int = 32,
-    learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", "--lr", show_default=False)
-    ] = None,
-    augment: Annotated[str, typer.Option(help="none, flip, crop or standard.")] = "none",
-    views: Annotated[
-        int | None,
-        typer.Option(help="Fixed versions of each image to augment with; 1: none.", show_default=False),
-    ] = None,
-    cache: Annotated[str, typer.Option(help="Keep trunk activations on disk: auto, on or off.")] = "auto",
-    balance: Annotated[bool, typer.Option(help="Weigh rare classes up.")] = False,
-    patience: Annotated[int, typer.Option(help="Stop after so many epochs without gain; 0: never.")] = 10,
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
-    validation: Annotated[
-        float, typer.Option(help="Share held out where there is no validation split.")
-    ] = 0.2,
+    learning_rate: LearningRate = None,
+    augment: AugmentName = "none",
+    views: Views = None,
+    cache: CacheUse = "auto",
+    balance: Balance = False,
+    patience: Patience = 10,
+    precision: PrecisionName = "auto",
+    validation: ValidationShare = 0.2,
     workers: Workers = 0,
     progress: Annotated[bool, typer.Option(help="Draw a table of how far it is.")] = True,
 ) -> None:
@@ -96,8 +100,8 @@ def command(
     }
     config = checked(ComparisonConfig, fields, {"selection": "--select"})
     fit = fit_config(
-        learning_rate,
         patience,
+        learning_rate=learning_rate,
         epochs=epochs,
         batch_size=batch_size,
         augment=augment,

@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .fit_options import fit_config
+from .fit_options import (
+    AugmentName,
+    Balance,
+    CacheUse,
+    LearningRate,
+    Patience,
+    PrecisionName,
+    ValidationShare,
+    Views,
+    fit_config,
+)
 from .options import (
     BaseClasses,
     BaseSource,
@@ -72,27 +82,20 @@ def command(
     device: Device = None,
     epochs: int = 30,
     batch_size: int = 32,
-    learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", "--lr", show_default=False)
-    ] = None,
-    augment: Annotated[str, typer.Option(help="none, flip, crop or standard.")] = "none",
-    views: Annotated[
-        int | None,
-        typer.Option(help="Fixed versions of each image to augment with; 1: none.", show_default=False),
-    ] = None,
+    learning_rate: LearningRate = None,
+    augment: AugmentName = "none",
+    views: Views = None,
     feature_noise: Annotated[
         float, typer.Option(help="Noise on trunk activations, relative to theirs.")
     ] = 0.0,
-    cache: Annotated[str, typer.Option(help="Keep trunk activations on disk: auto, on or off.")] = "auto",
+    cache: CacheUse = "auto",
     cache_dtype: Annotated[str, typer.Option(help="How they are kept: bf16, fp32 or int8.")] = "bf16",
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile, for long fits.")] = False,
-    balance: Annotated[bool, typer.Option(help="Weigh rare classes up.")] = False,
-    patience: Annotated[int, typer.Option(help="Stop after so many epochs without gain; 0: never.")] = 10,
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    balance: Balance = False,
+    patience: Patience = 10,
+    precision: PrecisionName = "auto",
     on_bad: Annotated[str, typer.Option(help="Unreadable images: skip or fail.")] = "skip",
-    validation: Annotated[
-        float, typer.Option(help="Share held out where there is no validation split.")
-    ] = 0.2,
+    validation: ValidationShare = 0.2,
     seed: int = 0,
     workers: Workers = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after a kill, to the same result.")] = False,
@@ -114,8 +117,8 @@ def command(
     from ..fitting.fit import fit_task
 
     config = fit_config(
-        learning_rate,
         patience,
+        learning_rate=learning_rate,
         epochs=epochs,
         batch_size=batch_size,
         augment=augment,

@@ -1,7 +1,9 @@
 """How options become configurations; several commands have those of a fit."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
 
 from ..errors import DeltapatchError
 
@@ -10,18 +12,31 @@ if TYPE_CHECKING:
 
 _Config = TypeVar("_Config")
 
+LearningRate = Annotated[
+    float | None,
+    typer.Option("--learning-rate", "--lr", help="Left out: the method's own.", show_default=False),
+]
+AugmentName = Annotated[str, typer.Option(help="none, flip, crop or standard.")]
+Views = Annotated[
+    int | None,
+    typer.Option(help="Fixed versions of each image to augment with; 1: none.", show_default=False),
+]
+CacheUse = Annotated[str, typer.Option(help="Keep trunk activations on disk: auto, on or off.")]
+Balance = Annotated[bool, typer.Option(help="Weigh rare classes up.")]
+Patience = Annotated[int, typer.Option(help="Stop after so many epochs without gain; 0: never.")]
+PrecisionName = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
+ValidationShare = Annotated[float, typer.Option(help="Share held out where there is no validation split.")]
 
-def fit_config(learning_rate: float | None, patience: int, **fields: Any) -> "FitConfig":
-    """The configuration of a fit; a learning rate of None is the usual one, and a patience of 0 never ends.
+
+def fit_config(patience: int, **fields: Any) -> "FitConfig":
+    """The configuration of a fit; a patience of 0 never ends it early.
 
     Raises:
         DeltapatchError: a value is not allowed; the message names the option.
     """
     from ..fitting.config import FitConfig
 
-    fields |= {"patience": patience or None}
-    fields |= {} if learning_rate is None else {"learning_rate": learning_rate}
-    return checked(FitConfig, fields, {})
+    return checked(FitConfig, {**fields, "patience": patience or None}, {})
 
 
 def checked(kind: type[_Config], fields: Mapping[str, Any], options: Mapping[str, str]) -> _Config:
