@@ -24,7 +24,7 @@ from .examples import CachedExamples, Examples, ImageExamples, TrunkExamples
 from .gathering import features_of, gather
 from .history import Epoch
 from .judging import score
-from .loop import Outcome, Progress, train
+from .loop import Outcome, Progress, Scored, train
 from .precision import choose_precision
 from .solver import solve_head
 from .surveying import Survey, Surveyor, Trunk
@@ -144,28 +144,41 @@ class Job:
         self, head_only: Patch, surveys: dict[str, Survey], checkpoint: Checkpoint | None
     ) -> Outcome:
         """Fits the job's patch: its statistics, its head, and then what trains."""
-        patch = self.patch
-        if not patch.touches():
-            return self._with_head_of(head_only)
-        gathering = self.method.gathering()
+        patch, gathering = self.patch, self.method.gathering()
         if gathering is not None:
             self.gather(patch, gathering)
-        trains = any(True for _ in patch.parts.parameters())
-        if gathering is None and trains:
-            self._start_head(head_only)
-        else:
-            solved = self._solve_on_patch(patch, surveys)
-            if not trains:
-                return solved
+        if not any(True for _ in patch.parts.parameters()):
+            return self._fit_head_alone(head_only, surveys)
+        if self.head is not None:
+            self._take_head(self.head)
+        elif self.config.start_from_head and gathering is None:
+            self._take_head(head_only.head)
+        elif self.config.start_from_head:
+            self._solve_on_patch(patch, surveys)
         return self._train(patch, surveys, checkpoint)
+
+    def _fit_head_alone(self, head_only: Patch, surveys: dict[str, Survey]) -> Outcome:
+        """The head of a patch whose parts do not train: the one that was given, or a solved one."""
+        if self.head is not None:
+            self._take_head(self.head)
+            return Outcome(score=self._validation_score())
+        if self.patch.touches():
+            return self._solve_on_patch(self.patch, surveys)
+        self._take_head(head_only.head)
+        return self.head_outcome
 
     def finished(self, outcome: Outcome) -> Patch:
         """The fitted patch as its method makes it; the outcome's score becomes that patch's."""
-        patch = self.method.finished(self.patch, self.base, self).eval()
-        if patch is not self.patch and self.task.val is not None and len(self.task.val):
-            outcome.score = score(self.base, patch, self.task.val, self.config.batch_size)
-        self.patch = patch
-        return patch
+        fitted = self.patch
+        self.patch = self.method.finished(fitted, self.base, self).eval()
+        if self.patch is not fitted:
+            outcome.score = self._validation_score()
+        return self.patch
+
+    def _validation_score(self) -> Scored | None:
+        if self.task.val is None or not len(self.task.val):
+            return None
+        return score(self.base, self.patch, self.task.val, self.config.batch_size)
 
     def judge(self, patch: Patch) -> Judgement | None:
         """Accuracies on the validation images and, where there are some, on those of the supporting task."""
@@ -190,15 +203,10 @@ class Job:
                 f" {self.method.name} patch: {error}"
             ) from error
 
-    def _with_head_of(self, head_only: Patch) -> Outcome:
+    def _take_head(self, head: nn.Linear | None) -> None:
         assert self.patch.head is not None
-        assert head_only.head is not None
-        self.patch.head.load_state_dict((self.head or head_only.head).state_dict())
-        return self.head_outcome
-
-    def _start_head(self, head_only: Patch) -> None:
-        if self.head is not None or self.config.start_from_head:
-            self._with_head_of(head_only)
+        assert head is not None
+        self.patch.head.load_state_dict(head.state_dict())
 
     def _solve_on_patch(self, patch: Patch, surveys: dict[str, Survey]) -> Outcome:
         """Solves the patch's head on the features that its parts, as they are, make of the images."""

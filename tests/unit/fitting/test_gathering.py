@@ -4,13 +4,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from deltapatch.base import Base
 from deltapatch.data import TaskData
 from deltapatch.errors import DataError
+from deltapatch.fitting.config import FitConfig
+from deltapatch.fitting.fit import fit_task
 from deltapatch.fitting.gathering import features_of, gather, random_versions
 from deltapatch.fitting.judging import score
+from deltapatch.method import Method
 from deltapatch.methods.dua import BatchNormAdapt
+from deltapatch.methods.head import Head
 from deltapatch.methods.norm import Norm
 from deltapatch.methods.parallel_adapter import ParallelAdapter
 from deltapatch.normalising import Gathering, NormPart
@@ -114,3 +119,21 @@ def test_an_adapters_statistics_can_be_gathered_too(base: Base, task: TaskData, 
     assert norms
     for fitted, found in zip(norms, gathered, strict=True):
         assert torch.equal(fitted.running_var, found.running_var)
+
+
+@pytest.mark.parametrize("method", [Head(), BatchNormAdapt(images=2, copies=4), Norm()])
+def test_a_head_that_is_given_is_where_the_patchs_head_starts(
+    base: Base, task: TaskData, method: Method
+) -> None:
+    given = nn.Linear(base.anatomy.head.features, len(task.classes))
+    config = FitConfig(epochs=1, precision="fp32", train_head=False)
+    patch = fit_task(base, task, method, config, progress=False, head=given).patch
+    assert torch.equal(patch.head.weight, given.weight)
+    assert patch.info.figures["validation/accuracy"] == score(base, patch, task.val).accuracy
+
+
+def test_without_a_start_from_a_head_the_patchs_own_trains(base: Base, task: TaskData, fit: Any) -> None:
+    method = Norm(statistics="re-estimated")
+    fresh = method.build(base, task.classes, seed=0)
+    patch = fit(task, method, start_from_head=False, train_head=False, seed=0).patch
+    assert torch.equal(patch.head.weight, fresh.head.weight)
