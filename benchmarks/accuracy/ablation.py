@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from finished import Finished, spread
-from settings import arguments, development_split, load_base, load_task, write_table
+from settings import BASES, arguments, development_split, load_base, load_task, write_table
 
 import deltapatch as dp
 from deltapatch.data import TaskData
@@ -28,7 +28,7 @@ from deltapatch.fitting.fit import FitConfig, fit_task
 from deltapatch.method import Method, make_method
 
 SETS = ("dtd10", "brain_tumor_mri")
-BASES = ("MobileNetV2", "ResNet-56")
+DEFAULT_BASES = ("MobileNetV2", "ResNet-56")
 KEYS = ("base", "task", "seed", "row", "epochs", "most", "size")
 
 ROWS: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -52,7 +52,7 @@ ROWS: Mapping[str, tuple[str, dict[str, Any]]] = {
 def main() -> None:
     parser = arguments(__doc__ or "", "ablation.md")
     parser.add_argument("--most", type=int, default=500)
-    parser.add_argument("--bases", nargs="*", default=BASES, choices=BASES)
+    parser.add_argument("--bases", nargs="*", default=DEFAULT_BASES, choices=BASES)
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
