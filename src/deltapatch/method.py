@@ -150,7 +150,7 @@ class Bench(Protocol):
         ...
 
     def gather(self, patch: "Patch", gathering: Gathering) -> None:
-        """Gathers the statistics of the patch's norms on the training images."""
+        """Gathers the statistics of the patch's norms on the training and the supporting images."""
         ...
 
 

@@ -173,11 +173,12 @@ class _Judge:
         return found
 
     def finished(self, weights: State) -> State:
-        """The weights, with statistics re-estimated on all tasks so far where the method wants that."""
+        """The weights, with statistics of all that they answer for where the method wants that."""
         if self.method.statistics != "re-estimated":
             return weights
         patch = _with_weights(next(iter(self.heads.values())), weights)
         images = [task.train for task in self.tasks if task.train is not None]
+        images += [] if self.supporting is None else [self.supporting]
         gather(self.base, patch, images, Gathering())
         return dict(patch.parts.state_dict())
 

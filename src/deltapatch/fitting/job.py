@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import torch
@@ -146,7 +147,7 @@ class Job:
         """Fits the job's patch: its statistics, its head, and then what trains."""
         patch, gathering = self.patch, self.method.gathering()
         if gathering is not None:
-            self.gather(patch, gathering)
+            self._gather(patch, gathering, [self.task.train])
         if not any(True for _ in patch.parts.parameters()):
             return self._fit_head_alone(head_only, surveys)
         if self.head is not None:
@@ -190,9 +191,14 @@ class Job:
         return Judgement(own, None if found is None else found.accuracy)
 
     def gather(self, patch: Patch, gathering: Gathering) -> None:
-        """Gathers the statistics of the patch's norms on the training images."""
-        assert self.task.train is not None
-        gather(self.base, patch, [self.task.train], gathering, seed=self.config.seed)
+        """Gathers the statistics of the patch's norms on the training and the supporting images: both tasks
+        are answered with them.
+        """
+        self._gather(patch, gathering, [self.task.train, self.supporting])
+
+    def _gather(self, patch: Patch, gathering: Gathering, images: Sequence[ImageSet | None]) -> None:
+        present = [found for found in images if found is not None]
+        gather(self.base, patch, present, gathering, seed=self.config.seed)
 
     def _start_from(self, start: Patch) -> None:
         try:

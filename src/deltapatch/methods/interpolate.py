@@ -41,7 +41,8 @@ class Interpolate(Method):
         search: what is best: the "harmonic" mean of the task's and the supporting task's accuracy, or their
             "mean". Without supporting images it is the task's accuracy alone.
         statistics: of batch normalisation: "interpolated" as the source does, although they are then not the
-            statistics of θ(α); "re-estimated" on the training images for each α, which mends that; or "kept".
+            statistics of θ(α); "re-estimated" for each α on the training and the supporting images, which
+            mends that; or "kept".
         modules: from which of the last stages on weights change; "all" changes the whole base.
         head: whether the head is interpolated too, from the base's own classifier (WiSE-FT): for a task with
             the base's classes.

@@ -110,6 +110,19 @@ def test_statistics_are_re_estimated_on_all_tasks(base: Base, task: TaskData) ->
     assert all(buffer.isfinite().all() for buffer in patches["again"].buffers())
 
 
+def test_re_estimated_statistics_are_those_of_the_supporting_images_too(
+    base: Base, task: TaskData, supporting: Any
+) -> None:
+    method = Interpolate(alpha=0.0, statistics="re-estimated")
+    found = [
+        fit_task(base, task, method, CONFIG, progress=False, supporting=images).patch.parts.state_dict()
+        for images in (None, supporting)
+    ]
+    means = [name for name in found[0] if name.endswith("running_mean")]
+    assert means
+    assert not any(torch.equal(found[0][name], found[1][name]) for name in means)
+
+
 def test_a_task_without_validation_images_is_told(base: Base, task: TaskData) -> None:
     with pytest.raises(DataError, match="no validation images"):
         list(sequential_steps(base, [replace(task, val=None)], Interpolate(), CONFIG, None))
