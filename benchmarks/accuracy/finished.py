@@ -47,11 +47,12 @@ class Finished:
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Mean ± standard deviation over seeds; a dash without values."""
+    """Mean ± standard deviation over seeds; one value alone; a dash without values."""
     if not values:
         return "–"
-    deviation = statistics.stdev(values) if len(values) > 1 else 0
-    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 def _entry(line: str) -> dict[str, Any]:

@@ -60,9 +60,9 @@ def main() -> None:
             rows += _rows(found.done, protocol, triple)
     write_table(
         options.out.with_name(f"protocols_{options.base.lower().replace('-', '')}.md"),
-        f"{options.base}: three tasks at a time; test accuracy in % after the last step, mean ± standard"
-        f" deviation over {options.seeds} seeds; at most {most['train']} training images a set,"
-        f" {options.epochs} epochs",
+        f"{options.base}: three tasks at a time; test accuracy in % after the last step,"
+        f" {options.seeds} seeds (mean ± standard deviation where several); at most {most['train']} training"
+        f" images a set, {options.epochs} epochs",
         ["protocol", "method", "tasks", "each task", "own task (base)", "harmonic mean", "mean", "forgotten"],
         rows,
     )

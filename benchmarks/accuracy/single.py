@@ -47,7 +47,9 @@ METHODS = (
     "parallel-adapter",
     "series-adapter",
     'compose:methods=["delta:modules=1","norm"]',
+    'compose:methods=["norm","lora"]',
     'compose:methods=["delta:modules=1","lora"]',
+    'compose:methods=["delta:modules=1","series-adapter"]',
     "full",
 )
 
