@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .classifier import HeadSite, find_head
 from .errors import AnatomyError
 from .flow import BlockFlow
-from .layers import Layer, find_layers
+from .layers import Layer, called_modules, find_layers
 from .trace import ModuleCall, Trace, record
 
 Layout = Literal["NCHW", "NHWC", "NLC"]
@@ -165,7 +165,7 @@ def read_anatomy(root: nn.Module, example: Tensor) -> Anatomy:
     return Anatomy(
         stages=stages,
         head=find_head(trace, output, _end_of(trace, stages)),
-        layers=find_layers(trace),
+        layers=find_layers(trace, called_modules(root, example)),
         order=tuple(dict.fromkeys(call.path for call in trace.calls)),
     )
 

@@ -5,14 +5,17 @@ layer's, and a tensor of a module that is never called (the output projection in
 belongs to the module around it that is.
 """
 
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from math import ceil
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 
+from .touching import Touch, touched
 from .trace import ModuleCall, Trace
 
 LayerKind = Literal["convolution", "linear", "normalisation", "other"]
@@ -86,13 +89,40 @@ class Layer:
         return next((tensor for tensor in self.tensors if tensor.name == name), None)
 
 
-def find_layers(trace: Trace) -> tuple[Layer, ...]:
-    """Every layer that ran, in the order of first calls; a layer that runs several times stands once."""
+def find_layers(trace: Trace, called: Set[str]) -> tuple[Layer, ...]:
+    """Every layer that ran, in the order of first calls; a layer that runs several times stands once.
+
+    Args:
+        trace: the record of one forward pass.
+        called: the modules that are called when nobody records; see `called_modules`.
+    """
     first_calls: dict[str, ModuleCall] = {}
     for call in trace.calls:
-        first_calls.setdefault(call.path, call)
+        if call.path in called:
+            first_calls.setdefault(call.path, call)
     found = (_layer(trace, call, set(first_calls)) for call in first_calls.values())
     return tuple(layer for layer in found if layer.tensors)
+
+
+@torch.no_grad()
+def called_modules(root: nn.Module, example: Tensor) -> set[str]:
+    """Names of the modules that a forward pass calls.
+
+    A record sees more: torch's transformer layers call what is inside of them only while hooks hang on it,
+    and otherwise compute with its tensors in one piece.
+    """
+    called: set[str] = set()
+
+    def noted(path: str) -> Touch:
+        def touch(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            called.add(path)
+            return forward(*args, **kwargs)
+
+        return touch
+
+    with touched({module: noted(path) for path, module in root.named_modules()}):
+        root(example)
+    return called
 
 
 def is_normalisation(module: nn.Module) -> bool:

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import vit_b_16
-from toys import OwnNet
+from toys import OwnNet, disturb
 
 from deltapatch.base import Base
 from deltapatch.errors import AnatomyError
 from deltapatch.layers import is_normalisation
 from deltapatch.loading import load_base
+from deltapatch.methods.full import Full
+from deltapatch.patched import PatchedModel
 
 
 def _base(module: nn.Module, size: int = 32) -> Base:
@@ -59,6 +61,29 @@ def test_a_tensor_of_a_module_that_is_never_called_belongs_to_the_module_around_
         "out_proj.weight",
         "out_proj.bias",
     ]
+
+
+def test_what_torch_computes_in_one_piece_is_one_layer_and_a_patch_acts_in_it() -> None:
+    """Its transformer layers call nothing inside of them in eval mode, and everything when they train."""
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    base = _base(
+        nn.Sequential(nn.Flatten(2), nn.Linear(64, 8), encoder, nn.Flatten(), nn.Linear(24, 2)), size=8
+    )
+    layer = base.anatomy.layers[1]
+    assert (layer.path, layer.kind) == ("2", "other")
+    counted = sum(math.prod(own.shape) for own in layer.parameters)
+    assert counted == sum(parameter.numel() for parameter in encoder.parameters())
+    patch = disturb(Full(statistics="kept").build(base))
+    model = PatchedModel(base)
+    model.add_patch("task", patch)
+    with torch.no_grad():
+        at_once = model(base.example(), patch="task")
+        assert not torch.equal(at_once, base.module(base.example()))
+    piece_by_piece = model(base.example(), patch="task")
+    torch.testing.assert_close(piece_by_piece, at_once)
+    piece_by_piece.sum().backward()
+    assert all(parameter.grad is not None for parameter in patch.parameters())
 
 
 class _WithUnused(nn.Module):
