@@ -16,6 +16,9 @@ from .errors import AnatomyError
 from .joining import unseen
 from .touching import Touch, is_shadowed
 
+USUAL_MOMENTUM = 0.1
+"""Of running statistics, as torch has it."""
+
 
 @dataclass(frozen=True)
 class Exchange:
@@ -39,6 +42,9 @@ class Exchange:
         copy.training = self.training
         if self.momentum is not None:
             copy.__dict__["momentum"] = self.momentum
+        elif self.training and copy.__dict__.get("momentum", USUAL_MOMENTUM) is None:
+            # Such a norm averages over all batches that it has counted, and the patch counts none.
+            copy.__dict__["momentum"] = USUAL_MOMENTUM
         if not self.training:
             return type(module).forward(copy, *args, **kwargs)
         # A norm in train mode counts its batches; that addition is none of the sub-block's around it.

@@ -80,6 +80,22 @@ def test_own_statistics_follow_the_batches_in_train_mode_and_rest_in_eval_mode(b
     assert own.num_batches_tracked == 0
 
 
+def test_a_norm_that_averages_over_all_its_batches_follows_with_the_usual_momentum() -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4, momentum=None)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    base = load_base(net.eval(), size=8)
+    patch = Norm(statistics="own").build(base)
+    model = PatchedModel(base)
+    model.add_patch("task", patch)
+    patch.train()
+    with torch.no_grad():
+        model(base.example(), patch="task")
+        expected = 0.1 * net[0](base.example()).mean((0, 2, 3))
+    torch.testing.assert_close(patch.parts[0].running_mean, expected)
+    assert norm.momentum is None
+
+
 def test_kept_statistics_stay_those_of_the_base_in_train_mode(base: Base) -> None:
     patch = Norm().build(base, ("a", "b")).train()
     model = PatchedModel(base)
