@@ -37,21 +37,28 @@ CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 _OF_IMAGENET = {
     "MobileNetV2": ("torchvision/mobilenet_v2", "mobilenet_v2_imagenet"),
     "SqueezeNet": ("torchvision/squeezenet1_1", "squeezenet1_1_imagenet"),
+    "MobileNetV2-birds": ("torchvision/mobilenet_v2", "mobilenet_v2_inat_bird"),
 }
 _OF_CIFAR10 = {
     "ResNet-20": ("examples/cifar_resnet.py:resnet20", "cifar10_resnet20"),
     "ResNet-56": ("examples/cifar_resnet.py:resnet56", "cifar10_resnet56"),
     "ViT": ("tests/real/networks.py:cifar_transformer", "cifar10_vit"),
 }
-BASES = (*_OF_IMAGENET, *_OF_CIFAR10)
+_OF_MNIST = {"MNIST-ViT": ("tests/real/networks.py:mnist_transformer", "mnist_vit")}
+BASES = (*_OF_IMAGENET, *_OF_CIFAR10, *_OF_MNIST)
 
 
 def load_base(name: str, size: int) -> dp.Base:
-    """A base trained on ImageNet at ``size`` pixels, or one trained on CIFAR-10 at its 32."""
-    source, weights = (_OF_IMAGENET | _OF_CIFAR10)[name]
+    """A base trained on large images at ``size`` pixels, or one trained on CIFAR-10 or MNIST at its own."""
+    source, weights = (_OF_IMAGENET | _OF_CIFAR10 | _OF_MNIST)[name]
     path = SHARED / "weights" / f"{weights}.safetensors"
     if name in _OF_IMAGENET:
-        return dp.load_base(source, weights=path, classes="imagenet1k", size=size)
+        classes = None if name == "MobileNetV2-birds" else "imagenet1k"
+        return dp.load_base(source, weights=path, classes=classes, size=size, name=name)
+    if name in _OF_MNIST:
+        return dp.load_base(
+            str(REPOSITORY / source), weights=path, size=28, mean=0.1307, std=0.3081, name=name
+        )
     normalised = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)} if name == "ViT" else {}
     return dp.load_base(
         str(REPOSITORY / source),

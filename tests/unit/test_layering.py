@@ -26,8 +26,8 @@ ROOMS = [
     "demo",
     "cli",
 ]
-# The rooms whose files are alternatives to each other: each of them is readable, and removable, alone.
-APART = {"methods", "selection", "merging"}
+# The folders whose files are alternatives to each other: each of them is readable, and removable, alone.
+APART = [("methods",), ("selection", "scores"), ("merging",)]
 # What is public is named at the front door, and "demo" is a name that bases are loaded by.
 FRONT_DOORS = {PACKAGE / "__init__.py", PACKAGE / "__main__.py"}
 LAZY_DEMO = PACKAGE / "loading.py"
@@ -43,6 +43,11 @@ def _module(path: Path) -> tuple[str, ...]:
 
 def _room(module: tuple[str, ...]) -> str:
     return module[0] if module and module[0] in ROOMS else "kernel"
+
+
+def _folder_apart(module: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Which of the folders of alternatives a module is in, if any."""
+    return next((folder for folder in APART if module[: len(folder)] == folder), None)
 
 
 def _imports(path: Path) -> Iterator[tuple[str, ...]]:
@@ -84,12 +89,14 @@ def test_a_file_imports_from_its_own_room_and_earlier_ones_only(path: Path) -> N
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in FILES if _room(_module(path)) in APART and path.name != "__init__.py"],
+    [path for path in FILES if _folder_apart(_module(path)) and path.name != "__init__.py"],
     ids=lambda path: str(path.relative_to(PACKAGE)),
 )
 def test_methods_scores_and_merges_do_not_import_each_other(path: Path) -> None:
     here = _module(path)
-    others = [name for name in _imports(path) if name[:1] == here[:1] and name not in (here, here[:1])]
+    folder = _folder_apart(here)
+    assert folder is not None
+    others = [name for name in _imports(path) if _folder_apart(name) == folder and name not in (here, folder)]
     public = [name for name in others if not name[-1].startswith("_")]
     assert public == []
 
