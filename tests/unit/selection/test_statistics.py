@@ -23,7 +23,7 @@ def assert_equal(one: Statistics, other: Statistics, tolerance: float) -> None:
     for name in FIELDS:
         a, b = np.asarray(getattr(one, name), float), np.asarray(getattr(other, name), float)
         scale = one.quartic**0.75 if name == "cubic" else np.abs(a).max()  # cubes of two samples cancel
-        assert np.abs(a - b).max() <= tolerance * max(scale, 1e-12), name
+        assert np.abs(a - b).max() <= tolerance * max(scale, 1.0), name
 
 
 def test_seven_uneven_shards_equal_one_pass() -> None:
