@@ -25,6 +25,15 @@ def shared() -> Path:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def own_history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Comparisons note their results in a file of the tests' own."""
+    path = tmp_path_factory.mktemp("history") / "history.csv"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DELTAPATCH_HISTORY", str(path))
+        yield path
+
+
+@pytest.fixture(autouse=True, scope="session")
 def trunk_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Fits keep their trunk activations in a folder of the tests' own."""
     folder = tmp_path_factory.mktemp("trunk_caches")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .loading import load_base
     from .patch import Patch
     from .patched import PatchedModel
+    from .selection.ranking import rank
 
 _HOMES = {
     "Base": "base",
@@ -27,6 +28,7 @@ _HOMES = {
     "fit": "fitting.fit",
     "load_base": "loading",
     "methods": "methods",
+    "rank": "selection.ranking",
 }
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "fit",
     "load_base",
     "methods",
+    "rank",
 ]
 
 

@@ -1,7 +1,7 @@
 """``deltapatch compare``: which method for these images on this base."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,9 @@ from .fit_options import (
     fit_config,
 )
 from .options import BaseClasses, BaseSource, Device, Mean, Size, Std, Weights, Workers, open_base
+
+if TYPE_CHECKING:
+    from ..evaluation.comparing import Comparison
 
 EXAMPLE = (
     "deltapatch compare birds/ cars/ --base timm/resnet50.a1_in1k --methods 'head,norm,delta:modules=1|all'"
@@ -85,6 +88,9 @@ def command(
     validation: ValidationShare = 0.2,
     workers: Workers = 0,
     progress: Annotated[bool, typer.Option(help="Draw a table of how far it is.")] = True,
+    history: Annotated[
+        bool, typer.Option(help="Note what this base reached, for rankings of bases on other images.")
+    ] = True,
 ) -> None:
     """Compare methods on images and seeds. The same command goes on after a kill, or with more seeds."""
     from ..evaluation.comparing import Budget, ComparisonConfig, compare, parse_contenders
@@ -136,6 +142,27 @@ def command(
     typer.echo(as_markdown(found))
     files = ("results.parquet", "results.md", "report.html", "settings.json")
     typer.echo(f"wrote {', '.join(str(out / name) for name in files)}")
+    if history:
+        _remember(found)
+
+
+def _remember(found: "Comparison") -> None:
+    from ..errors import DeltapatchError
+    from ..selection.history_file import append, own_history_path
+    from ..selection.remembering import records_of
+
+    path, records = own_history_path(), records_of(found)
+    if not records:
+        typer.echo(
+            "history: nothing to note, since no patch was fitted on all images and chosen by validation"
+        )
+        return
+    try:
+        added = append(records, path)
+    except DeltapatchError as error:
+        typer.echo(f"warning: the history was not added to: {error}", err=True)
+        return
+    typer.echo(f"history: {added} of {len(records)} results are new in {path}")
 
 
 def _whole_numbers(text: str | None) -> tuple[int, ...]:

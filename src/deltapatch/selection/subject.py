@@ -132,7 +132,7 @@ def read_samples(
     """
     started = time.perf_counter()
     if isinstance(rows, Samples):
-        return _again(rows, labels, started)
+        return _again(rows, labels, min_count, started)
     if labels is None:
         raise SelectionError("rows were given without labels; give one label for each row")
     array = read_probabilities(rows) if probabilities else read_rows(rows)
@@ -179,10 +179,12 @@ def read_statistics(
     return Accumulated(kept.samples, features.width, kept.counts, dropped, warnings, started, kept)
 
 
-def _again(samples: Samples, labels: ArrayLike | None, started: float) -> Samples:
+def _again(samples: Samples, labels: ArrayLike | None, min_count: int, started: float) -> Samples:
     """The same samples for another score, whose seconds begin now."""
     if labels is not None:
         raise SelectionError("samples that were read know their labels; leave labels out")
+    if samples.counts.min() < min_count:
+        return read_samples(samples.rows, samples.labels, min_count=min_count)
     object.__setattr__(samples, "started", started)
     return samples
 

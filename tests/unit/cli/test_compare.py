@@ -9,6 +9,7 @@ import pytest
 from digits import write_digits
 
 from deltapatch.evaluation.comparing import comparison
+from deltapatch.selection.history import History
 
 SHORT = ("--base", "demo", "--device", "cpu", "--epochs", 1, "--seeds", 1, "--no-progress")
 
@@ -117,3 +118,25 @@ def test_a_folder_that_cannot_be_written_is_one_line(run: Any, tree: Path, tmp_p
     file.touch()
     error = run("compare", tree, *SHORT, "--methods", "head", "--out", file).error
     assert error.startswith(f"{file}: nothing can be written there")
+
+
+def test_what_the_base_reached_is_noted_once_and_only_if_wanted(
+    run: Any, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own" / "history.csv"
+    monkeypatch.setenv("DELTAPATCH_HISTORY", str(own))
+    command = ("compare", tree, *SHORT, "--methods", "head", "--out", tmp_path / "out")
+    assert "history" not in run(*command, "--no-history").out
+    assert not own.parent.exists()
+    assert f"history: 1 of 1 results are new in {own}\n" in run(*command).out
+    assert f"history: 0 of 1 results are new in {own}\n" in run(*command).out
+    (record,) = History.read().records
+    (line,) = pyarrow.parquet.read_table(tmp_path / "out" / "results.parquet").to_pylist()
+    assert (record.accuracy, record.target, record.method) == (line["accuracy"], "digits", line["variant"])
+    assert record.fingerprint.startswith("sha256:")
+    own.write_text("another;table\n")
+    ran = run(*command)
+    assert ran.code == 0
+    assert ran.err.startswith(f"warning: the history was not added to: {own} ")
+    odd = run(*command[:-1], tmp_path / "few", "--few-shot", 2)
+    assert "history: nothing to note, since no patch was fitted on all images" in odd.out

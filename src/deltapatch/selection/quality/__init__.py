@@ -1,0 +1,1 @@
+"""How good features and filters are in themselves, whatever they are used for."""
