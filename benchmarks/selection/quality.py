@@ -16,7 +16,10 @@ from pathlib import Path
 
 from reporting import Figures, TauTable, markdown, tau_of
 
-from deltapatch.selection.agreement import (
+from deltapatch.selection.history.carried import CARRIED_POOLS, read_table
+from deltapatch.selection.history.prior import History, combine, prior
+from deltapatch.selection.history.record import plain
+from deltapatch.selection.ranking.agreement import (
     Agreement,
     Variant,
     agreement,
@@ -24,9 +27,6 @@ from deltapatch.selection.agreement import (
     leave_one_model_out,
     mean_agreement,
 )
-from deltapatch.selection.carried import CARRIED_POOLS, read_table
-from deltapatch.selection.history import History, combine, prior
-from deltapatch.selection.record import plain
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 MODEL_SPIDER = "modelspider_scores_10models_8datasets.csv"

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from deltapatch.selection.agreement import Variant, weighted_tau
+from deltapatch.selection.ranking.agreement import Variant, weighted_tau
 from deltapatch.selection.score import SelectionError
 
 Figures = dict[str, float]

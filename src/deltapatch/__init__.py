@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .loading import load_base
     from .patch import Patch
     from .patched import PatchedModel
-    from .selection.ranking import rank
+    from .selection.ranking.rank_bases import rank
 
 _HOMES = {
     "Base": "base",
@@ -28,7 +28,7 @@ _HOMES = {
     "fit": "fitting.fit",
     "load_base": "loading",
     "methods": "methods",
-    "rank": "selection.ranking",
+    "rank": "selection.ranking.rank_bases",
 }
 
 __all__ = [

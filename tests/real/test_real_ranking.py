@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deltapatch.data import open_data
-from deltapatch.selection.ranking import rank
+from deltapatch.selection.ranking.rank_bases import rank
 
 pytestmark = pytest.mark.real
 

@@ -148,8 +148,8 @@ def command(
 
 def _remember(found: "Comparison") -> None:
     from ..errors import DeltapatchError
-    from ..selection.history_file import append, own_history_path
-    from ..selection.remembering import records_of
+    from ..selection.history.file import append, own_history_path
+    from ..selection.history.remembering import records_of
 
     path, records = own_history_path(), records_of(found)
     if not records:

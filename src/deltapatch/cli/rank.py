@@ -45,11 +45,11 @@ def command(
 
     from ..errors import DeltapatchError
     from ..evaluation.comparing.writing import check_parquet
-    from ..selection.candidates import parse_candidates
-    from ..selection.history import History
-    from ..selection.ranking import rank
-    from ..selection.ranking_files import prepare_folder, write_ranking
-    from ..selection.ranking_table import LiveRanking, as_layer_table, as_table, problems, summary
+    from ..selection.history.prior import History
+    from ..selection.ranking.candidates import parse_candidates
+    from ..selection.ranking.files import prepare_folder, write_ranking
+    from ..selection.ranking.rank_bases import rank
+    from ..selection.ranking.table import LiveRanking, as_layer_table, as_table, problems, summary
     from ..selection.score import ranking_scores
 
     if out is not None:

@@ -9,7 +9,7 @@ import pytest
 from digits import write_digits
 
 from deltapatch.evaluation.comparing import comparison
-from deltapatch.selection.history import History
+from deltapatch.selection.history.prior import History
 
 SHORT = ("--base", "demo", "--device", "cpu", "--epochs", 1, "--seeds", 1, "--no-progress")
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from digits import write_tree
 
-from deltapatch.selection import ranking
-from deltapatch.selection.history_file import append
-from deltapatch.selection.record import Record
+from deltapatch.selection.history.file import append
+from deltapatch.selection.history.record import Record
+from deltapatch.selection.ranking import rank_bases
 
 SHORT = ("--device", "cpu", "--no-progress", "--draws", 2)
 
@@ -38,7 +38,7 @@ def test_the_table_is_printed_and_every_file_is_written(
     assert ran.code == 0
     assert "left out: broken: " in ran.err
     assert "it must return an nn.Module" in ran.err
-    assert "24 images of 3 classes, ordered by logme: " in ran.out
+    assert "24 images of 3 classes, ordered by linear_probe: " in ran.out
     assert "same pick on halves" in ran.out
     assert " = " in ran.out  # one number in a bias sets the two bases apart
     assert sorted(path.name for path in out.iterdir()) == ["ranking.md", "ranking.parquet", "ranking.png"]
@@ -88,7 +88,7 @@ def test_known_results_stand_beside_the_scores(
 
 
 def test_ctrl_c_prints_what_is_done(run: Any, tree: Path, bases: str, monkeypatch: Any) -> None:
-    probe_base = ranking.probe_base
+    probe_base = rank_bases.probe_base
     seen: list[str] = []
 
     def interrupted(base: Any, *arguments: Any, **options: Any) -> Any:
@@ -97,7 +97,7 @@ def test_ctrl_c_prints_what_is_done(run: Any, tree: Path, bases: str, monkeypatc
             raise KeyboardInterrupt
         return probe_base(base, *arguments, **options)
 
-    monkeypatch.setattr(ranking, "probe_base", interrupted)
+    monkeypatch.setattr(rank_bases, "probe_base", interrupted)
     ran = run("rank", tree, "--bases", bases, *SHORT)
     assert ran.code == 130
     assert "demo is first" in ran.out

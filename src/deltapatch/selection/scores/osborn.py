@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import entr
 
 from ..arrays import read_labels, read_rows
-from ..sampling import stratified
+from ..drawing import stratified
 from ..score import SelectionError
 from ..statistics import Array
 from ..subject import Samples, read_samples

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import entr
 
-from ..sampling import stratified
+from ..drawing import stratified
 from ..score import Score, SelectionError
 from ..statistics import Array, indicator
 from ..subject import Samples, read_samples

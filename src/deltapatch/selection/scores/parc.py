@@ -4,8 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-from ..drawing import draw_probe
-from ..sampling import stratified
+from ..drawing import draw_probe, stratified
 from ..score import Score, SelectionError, ranking_score
 from ..subject import Samples, read_samples
 from ._principal import principal_components

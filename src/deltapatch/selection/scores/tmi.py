@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import cdist
 from scipy.special import digamma
 
-from ..sampling import stratified
+from ..drawing import stratified
 from ..score import Score, SelectionError, ranking_score
 from ..subject import Samples, read_samples
 

@@ -11,7 +11,7 @@ from deltapatch.evaluation.comparing.planning import Planned
 from deltapatch.fitting.config import FitConfig
 from deltapatch.methods.delta import Delta
 from deltapatch.methods.head import Head
-from deltapatch.selection.remembering import records_of
+from deltapatch.selection.history.remembering import records_of
 
 Done = tuple[Planned, Row]
 

@@ -20,7 +20,7 @@ from deltapatch.fitting.deciding import MEASURED_IMAGES
 from deltapatch.fitting.fit import fit_task
 from deltapatch.methods.head import Head
 from deltapatch.open_vocabulary import TextEmbedder, ZeroShotClassifier
-from deltapatch.selection.probing import Probe, probe_base
+from deltapatch.selection.ranking.probing import Probe, probe_base
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

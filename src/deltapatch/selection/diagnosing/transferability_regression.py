@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .score import SelectionError
+from ..score import SelectionError
 
 _FEW = 20
 

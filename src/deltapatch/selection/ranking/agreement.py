@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import kendalltau, pearsonr, rankdata, weightedtau
 
-from ..evaluation.metrics import SIGNIFICANCE, Interval
-from .score import SelectionError
+from ...evaluation.metrics import SIGNIFICANCE, Interval
+from ..score import SelectionError
 
 Variant = Literal["average", "by-accuracy", "by-score"]
 Array = NDArray[np.float64]

@@ -4,8 +4,8 @@ import csv
 from dataclasses import dataclass
 from importlib.resources import files
 
+from ..score import SelectionError
 from .record import Record
-from .score import SelectionError
 
 
 @dataclass(frozen=True)

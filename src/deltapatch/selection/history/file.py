@@ -10,10 +10,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..errors import DeltapatchWarning
-from ..file import sweep_temporary_files
+from ...errors import DeltapatchWarning
+from ...file import sweep_temporary_files
+from ..score import SelectionError
 from .record import OWN, Record
-from .score import SelectionError
 
 COLUMNS = tuple(field.name for field in fields(Record))
 _NEEDED = ("model", "target", "accuracy")
@@ -63,7 +63,7 @@ def append(records: Iterable[Record], path: str | Path | None = None) -> int:
         SelectionError: the file has other columns, or cannot be read.
         DeltapatchError: it cannot be written.
     """
-    from ..evaluation.comparing.ledger import replace_file  # with it come all the methods
+    from ...evaluation.comparing.ledger import replace_file  # with it come all the methods
 
     path = own_history_path() if path is None else Path(path)
     # A link to the file stays one.

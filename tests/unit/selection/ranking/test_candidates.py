@@ -7,7 +7,12 @@ import torch
 from toys import toy_base
 
 from deltapatch.errors import DeltapatchError
-from deltapatch.selection.candidates import Candidate, as_candidates, parse_candidates, read_candidates
+from deltapatch.selection.ranking.candidates import (
+    Candidate,
+    as_candidates,
+    parse_candidates,
+    read_candidates,
+)
 
 OWN = """
 import torch
@@ -120,7 +125,7 @@ def test_only_a_library_s_own_weights_are_what_results_were_published_of() -> No
 
 
 def test_a_base_of_texts_is_asked_about_the_task_s_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from deltapatch.selection import candidates
+    from deltapatch.selection.ranking import candidates
 
     asked: list[object] = []
     monkeypatch.setattr(candidates, "load_base", lambda source, **options: asked.append(options["classes"]))

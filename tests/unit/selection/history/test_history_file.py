@@ -9,9 +9,9 @@ import pytest
 
 from deltapatch.errors import DeltapatchError, DeltapatchWarning
 from deltapatch.selection import SelectionError
-from deltapatch.selection.history import History
-from deltapatch.selection.history_file import COLUMNS, append, own_history_path, read_records
-from deltapatch.selection.record import Record
+from deltapatch.selection.history.file import COLUMNS, append, own_history_path, read_records
+from deltapatch.selection.history.prior import History
+from deltapatch.selection.history.record import Record
 
 ONE = Record(
     pool="own",

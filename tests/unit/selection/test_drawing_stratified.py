@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltapatch.selection import SelectionError
-from deltapatch.selection.sampling import stratified
+from deltapatch.selection.drawing import stratified
 
 
 @settings(max_examples=30, deadline=None)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltapatch.selection import SelectionError
-from deltapatch.selection.agreement import (
+from deltapatch.selection.history.carried import read_table
+from deltapatch.selection.ranking.agreement import (
     VARIANTS,
     Variant,
     agreement,
@@ -18,7 +19,6 @@ from deltapatch.selection.agreement import (
     mean_agreement,
     weighted_tau,
 )
-from deltapatch.selection.carried import read_table
 
 ACCURACIES = (1.0, 2.0, 3.0, 4.0)
 

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ..evaluation.wording import percent
+from ...evaluation.wording import percent
 from .ranked import RankedBase, Ranking
 
 TIE = "="

@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..anatomy import Stage
-from ..base import Base
-from ..data import ImageSet
-from ..errors import AnatomyError, DataError
-from ..fitting.config import FitConfig
-from ..fitting.deciding import Sample, sample
-from ..fitting.precision import LARGEST_ERROR, choose_precision
-from ..fitting.surveying import Survey, Surveyor, Trunk, Watch
-from ..open_vocabulary import ZeroShotClassifier
-from ..patch import pooled
-from ..touching import Touch, touched
-from ..trees import tensors_in
-from .subject import read_samples
+from ...anatomy import Stage
+from ...base import Base
+from ...data import ImageSet
+from ...errors import AnatomyError, DataError
+from ...fitting.config import FitConfig
+from ...fitting.deciding import Sample, sample
+from ...fitting.precision import LARGEST_ERROR, choose_precision
+from ...fitting.surveying import Survey, Surveyor, Trunk, Watch
+from ...open_vocabulary import ZeroShotClassifier
+from ...patch import pooled
+from ...touching import Touch, touched
+from ...trees import tensors_in
+from ..subject import read_samples
 
 # How far logits of the pooled features may be off those of the whole base, relative to their length.
 _SAME_LOGITS = 1e-4

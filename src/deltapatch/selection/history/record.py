@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
 
-from .score import SelectionError
+from ..score import SelectionError
 
 OWN = "own"
 """The pool of the user's own results."""

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from deltapatch.selection.diagnosing.transferability_regression import (
+    TransferRecord,
+    fit_transferability_regression,
+)
 from deltapatch.selection.score import SelectionError
-from deltapatch.selection.transferability_regression import TransferRecord, fit_transferability_regression
 
 
 @pytest.fixture

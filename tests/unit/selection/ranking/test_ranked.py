@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deltapatch.selection.ranked import Cell, RankedBase, Ranking
+from deltapatch.selection.ranking.ranked import Cell, RankedBase, Ranking
 from deltapatch.selection.score import Diagnostics, Score
 
 NOWHERE = Diagnostics(10, 3, 2)

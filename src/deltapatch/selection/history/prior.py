@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .carried import carried_records
-from .history_file import own_history_path, read_records
+from .file import own_history_path, read_records
 from .record import Record, plain
 
 

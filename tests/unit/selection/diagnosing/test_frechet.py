@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from deltapatch.selection.frechet import frechet_distance
+from deltapatch.selection.diagnosing.frechet import frechet_distance
 from deltapatch.selection.score import SelectionError
 from deltapatch.selection.statistics import Statistics
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import DeltapatchError
+from ...errors import DeltapatchError
+from ..score import RankingScore, Score
+from ..subject import Samples, read_samples
 from .probing import Probe
 from .ranked import Cell, LayerScores
-from .score import RankingScore, Score
-from .subject import Samples, read_samples
 
 Halves = NDArray[np.bool_]
 

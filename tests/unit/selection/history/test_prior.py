@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from deltapatch.selection import SelectionError
-from deltapatch.selection.agreement import Variant, weighted_tau
-from deltapatch.selection.carried import CARRIED_POOLS, read_table
-from deltapatch.selection.history import History, combine, prior
-from deltapatch.selection.record import Record, plain
+from deltapatch.selection.history.carried import CARRIED_POOLS, read_table
+from deltapatch.selection.history.prior import History, combine, prior
+from deltapatch.selection.history.record import Record, plain
+from deltapatch.selection.ranking.agreement import Variant, weighted_tau
 
 
 def tau_of(

@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..base import Base
-from ..errors import DeltapatchError
-from ..loading import load_base
+from ...base import Base
+from ...errors import DeltapatchError
+from ...loading import load_base
 
 _OPEN_CLIP = "open_clip/"
 _NO_FILES = ("random", "imagenet1k")

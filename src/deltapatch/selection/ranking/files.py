@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DeltapatchError
-from ..evaluation.comparing.ledger import replace_file
-from ..evaluation.wording import markdown_cell
+from ...errors import DeltapatchError
+from ...evaluation.comparing.ledger import replace_file
+from ...evaluation.wording import markdown_cell
+from .picture import draw_ranking
 from .ranked import Cell, RankedBase, Ranking
-from .ranking_picture import draw_ranking
-from .ranking_table import columns, layer_columns, layer_lines, lines, problems, summary
+from .table import columns, layer_columns, layer_lines, lines, problems, summary
 
 if TYPE_CHECKING:
     import pyarrow

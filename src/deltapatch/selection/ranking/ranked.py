@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from .score import Score
+from ..score import Score
 
 INTERVAL = 0.9
 """What part of the halves an interval holds."""

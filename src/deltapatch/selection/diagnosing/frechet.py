@@ -3,9 +3,9 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .arrays import read_rows
-from .score import SelectionError
-from .statistics import Statistics
+from ..arrays import read_rows
+from ..score import SelectionError
+from ..statistics import Statistics
 
 Array = NDArray[np.float64]
 

@@ -18,16 +18,16 @@ from toys import NormUnit, OwnNet, enliven
 import deltapatch
 from deltapatch.data import TaskData, open_data
 from deltapatch.errors import DataError, DeltapatchError
-from deltapatch.selection.candidates import Candidate
-from deltapatch.selection.history import History
-from deltapatch.selection.ranked import Ranking
-from deltapatch.selection.ranking import DEFAULT_SCORES, ORDERED_BY, rank
-from deltapatch.selection.ranking_files import as_arrow, as_markdown, write_ranking
-from deltapatch.selection.ranking_picture import draw_ranking
-from deltapatch.selection.ranking_table import LiveRanking, lines, problems, summary
-from deltapatch.selection.record import Record
+from deltapatch.selection.history.prior import History
+from deltapatch.selection.history.record import Record
+from deltapatch.selection.ranking.candidates import Candidate
+from deltapatch.selection.ranking.files import as_arrow, as_markdown, write_ranking
+from deltapatch.selection.ranking.picture import draw_ranking
+from deltapatch.selection.ranking.rank_bases import DEFAULT_SCORES, ORDERED_BY, rank
+from deltapatch.selection.ranking.ranked import Ranking
+from deltapatch.selection.ranking.scoring import nearest_mean_accuracy
+from deltapatch.selection.ranking.table import LiveRanking, lines, problems, summary
 from deltapatch.selection.score import SelectionError, ranking_scores
-from deltapatch.selection.scoring import nearest_mean_accuracy
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -92,7 +92,7 @@ def test_a_ranking_orders_bases_and_computes_each_score_once(task: TaskData, pai
 
 def test_values_are_those_of_the_scores_alone(task: TaskData, pair: list[Any]) -> None:
     from deltapatch.selection.drawing import draw_probe
-    from deltapatch.selection.probing import probe_base
+    from deltapatch.selection.ranking.probing import probe_base
 
     scores = ("logme", "parc", "leep")
     ranking = rank(task, pair, scores, probe=80, draws=0)
@@ -236,7 +236,7 @@ def test_a_score_that_raises_anything_leaves_the_others(
 
     scores = dict(ranking_scores())
     scores["parc"] = replace(scores["parc"], compute=failing)
-    monkeypatch.setattr("deltapatch.selection.ranking.ranking_scores", lambda: scores)
+    monkeypatch.setattr("deltapatch.selection.ranking.rank_bases.ranking_scores", lambda: scores)
     ranking = rank(task, [make_base()], ["logme", "parc"], probe=60, draws=2)
     assert ranking.rows[0].cells["parc"].problem == "LinAlgError: did not converge"
     assert ranking.rows[0].cells["logme"].score is not None

@@ -3,8 +3,8 @@
 import hashlib
 from datetime import UTC, datetime
 
-from ..evaluation.comparing import Comparison
-from ..evaluation.comparing.table import Line, make_sections
+from ...evaluation.comparing import Comparison
+from ...evaluation.comparing.table import Line, make_sections
 from .record import OWN, Record
 
 _MEASURED_FAIRLY = ("test", "validation")

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..evaluation.drawings import CELL, INK, new_figure
+from ...evaluation.drawings import CELL, INK, new_figure
 from .ranked import Ranking
 
 if TYPE_CHECKING:
