@@ -22,6 +22,7 @@ from scipy.linalg import eigh
 from scipy.special import softmax
 
 from deltapatch.selection import Statistics, h_score, logme, sfda, shrinkage_h_score, transrate
+from deltapatch.selection.score import Score, ranking_scores
 from deltapatch.selection.spectrum import in_eigenbasis
 from deltapatch.selection.subject import read_samples
 
@@ -58,7 +59,13 @@ def main() -> None:
         options.out, title, ["score", "common way", "here", "ratio", "after the pass", "values"], rows
     )
     with options.out.open("a", encoding="utf-8") as file:
-        for line in (*_shared_pass(features, labels, options.repeats), *_memory(options)):
+        dense = (h_score, shrinkage_h_score, logme, transrate, sfda)
+        everything = [score.compute for score in ranking_scores().values() if score.reads != "probabilities"]
+        for line in (
+            *_shared_pass("The five that are matrix products", dense, features, labels, options.repeats),
+            *_shared_pass("All that read features", everything, features, labels, 1),
+            *_memory(options),
+        ):
             print(line)
             file.write(f"\n{line}\n")
 
@@ -119,9 +126,14 @@ def _against_references(
     return rows
 
 
-def _shared_pass(features: NDArray[np.float32], labels: NDArray[np.int64], repeats: int) -> list[str]:
-    """All scores after one reading, against the dearest alone."""
-    scores = (h_score, shrinkage_h_score, logme, transrate, sfda)
+def _shared_pass(
+    title: str,
+    scores: Sequence[Callable[..., Score]],
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    repeats: int,
+) -> list[str]:
+    """Several scores after one reading, against the dearest alone."""
     alone = {score.__name__: timed(lambda s=score: s(features, labels).value, repeats)[0] for score in scores}
 
     def together() -> float:
@@ -132,9 +144,9 @@ def _shared_pass(features: NDArray[np.float32], labels: NDArray[np.int64], repea
     dearest = max(alone, key=lambda name: alone[name])
     listed = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in alone.items())
     return [
-        f"Alone: {listed}; sum {sum(alone.values()):.2f} s.",
-        f"All of them after one pass: {all_of_them:.2f} s, {all_of_them / alone[dearest]:.2f} × the dearest"
-        f" ({dearest}) and {sum(alone.values()) / all_of_them:.1f} × faster than one by one.",
+        f"{title}, alone: {listed}; sum {sum(alone.values()):.2f} s. After one pass: {all_of_them:.2f} s,"
+        f" {all_of_them / alone[dearest]:.2f} × the dearest ({dearest}),"
+        f" {sum(alone.values()) / all_of_them:.1f} × faster than one by one."
     ]
 
 

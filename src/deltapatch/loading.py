@@ -294,6 +294,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise DeltapatchError(
             f"{path}: not a safetensors file or plain torch checkpoint ({str(error).splitlines()[0]})"
         ) from error
+    return plain_state_dict(state, path)
+
+
+def plain_state_dict(state: Any, path: Path) -> dict[str, Tensor]:
+    """Names and tensors of what a checkpoint held, freed of what training scripts wrap around them.
+
+    Raises:
+        DeltapatchError: it does not hold a state dict.
+    """
     wrapped = next(
         (key for key in _WRAPPINGS if isinstance(state, Mapping) and isinstance(state.get(key), Mapping)),
         None,

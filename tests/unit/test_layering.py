@@ -27,7 +27,7 @@ ROOMS = [
     "cli",
 ]
 # The folders whose files are alternatives to each other: each of them is readable, and removable, alone.
-APART = [("methods",), ("selection", "scores"), ("merging",)]
+APART = [("methods",), ("selection", "scores"), ("merging", "merges")]
 # What is public is named at the front door, and "demo" is a name that bases are loaded by.
 FRONT_DOORS = {PACKAGE / "__init__.py", PACKAGE / "__main__.py"}
 LAZY_DEMO = PACKAGE / "loading.py"

@@ -13,7 +13,7 @@ from .score import SelectionError
 
 Array = NDArray[np.float64]
 
-_BLOCK = 2048
+_BLOCK = 4096
 
 
 @dataclass(frozen=True, eq=False)

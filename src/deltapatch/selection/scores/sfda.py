@@ -11,7 +11,7 @@ from ..score import Score, SelectionError, ranking_score
 from ..statistics import Array, Statistics, indicator
 from ..subject import Samples, read_samples
 
-_BLOCK = 2048
+_BLOCK = 4096
 
 
 @ranking_score("features")

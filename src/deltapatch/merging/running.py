@@ -1,0 +1,154 @@
+"""Carries a merge out: part by part, on several threads, into memory or a file."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from .chunks import Part, parts_of
+from .inputs import CHUNK_ELEMENTS, Inputs, check_inputs, in_order
+from .recipe import Recipe
+from .rules import Merge
+from .safetensors_files import TensorWriter, writing
+from .sources import MergeError, ModelLike, open_source, open_sources
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a merge is carried out. None of it changes a bit of the result but ``dtype`` and ``skip``.
+
+    Attributes:
+        skip: shell patterns of tensors that are not merged, see `check_inputs`.
+        dtype: of the merged tensors; as in the first model where left out.
+        mixed_dtypes: whether a tensor may have different floating dtypes in different models.
+        threads: how many parts are worked on at once; left out, as many as there are processors.
+        chunk_elements: how long a part is at most.
+        progress: is told of every part's number of elements once it is merged.
+    """
+
+    skip: tuple[str, ...] = ()
+    dtype: torch.dtype | None = None
+    mixed_dtypes: bool = False
+    threads: int | None = None
+    chunk_elements: int = CHUNK_ELEMENTS
+    progress: Callable[[int], None] | None = None
+
+
+@overload
+def merge(
+    how: Merge,
+    models: Sequence[ModelLike],
+    base: ModelLike | None = None,
+    out: None = None,
+    run: RunOptions | None = None,
+) -> dict[str, Tensor]: ...
+@overload
+def merge(
+    how: Merge,
+    models: Sequence[ModelLike],
+    base: ModelLike | None,
+    out: str | os.PathLike[str],
+    run: RunOptions | None = None,
+) -> Path: ...
+@overload
+def merge(
+    how: Merge,
+    models: Sequence[ModelLike],
+    base: ModelLike | None,
+    out: str | os.PathLike[str] | None,
+    run: RunOptions | None = None,
+) -> dict[str, Tensor] | Path: ...
+
+
+def merge(
+    how: Merge,
+    models: Sequence[ModelLike],
+    base: ModelLike | None = None,
+    out: str | os.PathLike[str] | None = None,
+    run: RunOptions | None = None,
+) -> dict[str, Tensor] | Path:
+    """Merges models.
+
+    The result does not depend on threads or the length of parts. Memory: for each thread, a part of every
+    model and of the result; nothing is loaded as a whole but tensors that a merge has to solve for. Values
+    are computed in fp32, those of fp64 models in fp64.
+
+    Args:
+        how: the merge.
+        models: what is merged, see `open_source`.
+        base: what they were fine-tuned from.
+        out: a ``.safetensors`` file; left out, the tensors are returned. The recipe stands in the file's
+        metadata. run: how to carry it out.
+
+    Returns:
+        The merged tensors, or the file's path.
+
+    Raises:
+        MergeError: the models do not fit together or do not suit the merge; nothing is written then.
+    """
+    run = run or RunOptions()
+    if how.needs_base and base is None:
+        raise MergeError(f"{how.name} works on what models add to their base; give the base")
+    sources = open_sources(models)
+    base_source = None if base is None else open_source(base, "the base")
+    inputs = check_inputs(
+        sources,
+        base_source,
+        skip=run.skip,
+        threads=run.threads or os.cpu_count() or 1,
+        chunk_elements=run.chunk_elements,
+        mixed_dtypes=run.mixed_dtypes,
+        watch=run.progress,
+    )
+    rule = how.rule(inputs)
+    whole = frozenset(name for name in inputs.merged if how.whole(inputs, name))
+    layout = _layout(inputs, run.dtype)
+    recipe = Recipe.of(how, inputs, run.skip)
+    with _target(out, layout, recipe) as target:
+
+        def work(part: Part) -> int:
+            target.write(part.name, part.start, rule(inputs.chunk(part)))
+            inputs.watch(part.stop - part.start)
+            return part.stop - part.start
+
+        for name, source in inputs.copied.items():
+            target.write(name, 0, source.read(name))
+        for _ in in_order(work, parts_of(inputs.merged, run.chunk_elements, whole), inputs.threads):
+            pass
+        return target.tensors if isinstance(target, _InMemory) else Path(out or "")
+
+
+class _InMemory:
+    """Takes merged parts like `TensorWriter`, into tensors."""
+
+    def __init__(self, layout: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
+        self.tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in layout.items()}
+
+    def write(self, name: str, start: int, values: Tensor) -> None:
+        self.tensors[name].view(-1)[start : start + len(values)] = values
+
+
+def _target(
+    out: str | os.PathLike[str] | None,
+    layout: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    recipe: Recipe,
+) -> AbstractContextManager["_InMemory | TensorWriter"]:
+    if out is None:
+        return nullcontext(_InMemory(layout))
+    path = Path(out)
+    if path.suffix != ".safetensors":
+        raise MergeError(f"{path}: merged models are written as .safetensors; give such a name")
+    return writing(path, layout, {"format": "pt", "deltapatch_merge": recipe.to_json()})
+
+
+def _layout(inputs: Inputs, dtype: torch.dtype | None) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    merged = {name: (spec.shape, dtype or spec.dtype) for name, spec in inputs.merged.items()}
+    copied = {
+        name: (source.specs[name].shape, source.specs[name].dtype) for name, source in inputs.copied.items()
+    }
+    return merged | copied
