@@ -68,7 +68,8 @@ def command(
             device=device,
             batch_size=batch_size,
             workers=workers,
-            history=History.carried() + History.read() if history else None,
+            # Of the published pools, the one of torchvision's networks; several together rank worse than one.
+            history=History.carried("supervised") + History.read() if history else None,
             watch=live,
         )
     console = Console(width=None if Console().is_terminal else 1000)  # in a file no column is cut

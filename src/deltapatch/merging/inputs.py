@@ -77,8 +77,8 @@ class Inputs:
         values = values.to(torch.float64 if values.dtype == torch.float64 else torch.float32)
         if not bool(torch.isfinite(values).all()):
             raise MergeError(
-                f"{source.label}: tensor '{part.name}' holds NaN or infinite values, with which nothing can be"
-                " merged"
+                f"{source.label}: tensor '{part.name}' holds NaN or infinite values, with which nothing"
+                " can be merged"
             )
         return values
 

@@ -34,6 +34,25 @@ class LinearRule:
         return self.scores(features).argmax(axis=1)
 
 
+def ledoit_wolf(covariance: Array, quartic: float, samples: int, width: int) -> float | None:
+    """The shrinkage α of Ledoit and Wolf (2004) towards m I, m = tr S / d; None where S is m I already, so
+    that any coefficient is right.
+
+    α = min(1, β² / δ²), δ² = ‖S - m I‖² / d, β² = (Σ‖r‖⁴ - N ‖S‖²) / (d N²).
+
+    Args:
+        covariance: S of N residuals r with divisor N, shape (d, d); in a basis of their span it lacks only
+        zeros. quartic: Σ‖r‖⁴. samples: N. width: d.
+    """
+    length = float(np.einsum("ij,ij->", covariance, covariance))
+    mean_variance = float(np.trace(covariance)) / width
+    spread = length / width - mean_variance**2
+    if spread <= 1e-14 * mean_variance**2:
+        return None
+    noise = (quartic - samples * length) / (width * samples**2)
+    return float(np.clip(noise / spread, 0, 1))
+
+
 def nearest_mean(statistics: Statistics) -> LinearRule:
     """The class whose mean is nearest: the rule f·μ_k - ½‖μ_k‖². Classes without samples are never chosen."""
     means = statistics.class_means

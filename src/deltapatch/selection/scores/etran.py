@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp, softmax
 
-from ..closed_form import LinearRule, discriminant, nearest_mean
+from ..closed_form import LinearRule, discriminant, ledoit_wolf, nearest_mean
 from ..score import Score, SelectionError, ranking_score
 from ..statistics import Array, Statistics
 from ..subject import Samples, read_samples
@@ -149,10 +149,7 @@ def _mean_posterior(subject: Samples, rule: LinearRule) -> float:
 
 
 def _ledoit_wolf_within(subject: Samples) -> float:
-    """The coefficient of Ledoit and Wolf (2004) for the covariance S within classes, divisor N.
-
-    With residuals r and m = tr S / d: min(1, β² / δ²), δ² = ‖S - m I‖² / d, β² = (Σ‖r‖⁴ - N ‖S‖²) / (d N²).
-    """
+    """The coefficient of Ledoit and Wolf for the covariance within classes."""
     samples, width = subject.samples, subject.width
     covariance: Array = subject.statistics.within / samples
     means = subject.statistics.class_means
@@ -161,15 +158,12 @@ def _ledoit_wolf_within(subject: Samples) -> float:
         part = slice(start, start + _BLOCK)
         residuals = subject.spanned[part] - means[subject.labels[part]]
         quartic += float((np.einsum("nd,nd->n", residuals, residuals) ** 2).sum())
-    length = float(np.einsum("ij,ij->", covariance, covariance))
     mean_variance = float(np.trace(covariance)) / width
     if mean_variance <= 1e-14 * float(np.trace(subject.statistics.scatter)) / (samples * width):
         raise SelectionError(
             "all samples of a class have the same features, so there is no covariance within classes; use"
-            " class_term"
-            " 'ncm'"
+            " class_term 'ncm'"
         )
-    spread = length / width - mean_variance**2
-    noise = (quartic - samples * length) / (width * samples**2)
-    # One variance in all directions is the target itself: any coefficient is right, and 1 is never singular.
-    return float(np.clip(noise / spread, 0, 1)) if spread > 1e-14 * mean_variance**2 else 1.0
+    # Where S is a multiple of the identity, 1 is as right as any, and never singular.
+    found = ledoit_wolf(covariance, quartic, samples, width)
+    return 1.0 if found is None else found

@@ -10,7 +10,7 @@ from ..statistics import Array
 from ..subject import Samples, read_samples
 
 # Penalties in units of the mean squared length of a centred row.
-_PENALTIES = np.logspace(-6, 2, 9)
+_PENALTIES = np.logspace(-6, 2, 17)
 # A sample that a smoother follows by more than this has no prediction without itself.
 _LARGEST_LEVERAGE = 1 - 1e-9
 
@@ -23,7 +23,7 @@ def linear_probe(features: ArrayLike | Samples, labels: ArrayLike | None = None)
     With H the matrix that maps targets to fitted values, intercept included, the prediction for a sample by
     the fit without it is y - (y - ŷ) / (1 - H_ii) (Allen's PRESS, 1974), so one eigendecomposition serves
     all samples and penalties. The penalty with the smallest squared error of these predictions is taken;
-    the one choice among 9 makes the value a little optimistic. In 0..1.
+    the one choice among 17 makes the value a little optimistic. In 0..1.
 
     Args:
         features: shape (N, d), any floating dtype.

@@ -1,8 +1,8 @@
 """H-score with a regularised covariance."""
 
-import numpy as np
 from numpy.typing import ArrayLike
 
+from ..closed_form import ledoit_wolf
 from ..score import Score, SelectionError, ranking_score
 from ..statistics import Statistics
 from ..subject import Samples, read_statistics
@@ -33,7 +33,9 @@ def shrinkage_h_score(
     """
     subject = read_statistics(features, labels)
     if shrinkage is None:
-        shrinkage = ledoit_wolf(subject.statistics)
+        statistics, samples = subject.statistics, subject.samples
+        covariance = statistics.scatter / samples
+        shrinkage = ledoit_wolf(covariance, statistics.quartic, samples, statistics.width) or 0.0
     if not 0 <= shrinkage <= 1:
         raise SelectionError(f"shrinkage is {shrinkage}; give a number from 0 to 1, or None to estimate it")
     value = (1 - shrinkage) * explained_variance(subject.statistics, shrinkage)
@@ -50,19 +52,3 @@ def shrinkage_h_score(
         warnings=warnings,
         details={"shrinkage": shrinkage},
     )
-
-
-def ledoit_wolf(statistics: Statistics) -> float:
-    """The coefficient α of Ledoit and Wolf (2004), from statistics alone.
-
-    With S of divisor N, m = tr S / d: α = min(1, β² / δ²), δ² = ‖S - m I‖² / d and
-    β² = (Σ‖f - μ‖⁴ - N ‖S‖²) / (d N²). In a basis of the features' span S lacks only zeros.
-    """
-    samples, width = statistics.samples, statistics.width
-    covariance = statistics.scatter / samples
-    length = float(np.einsum("ij,ij->", covariance, covariance))
-    mean_variance = float(np.trace(covariance)) / width
-    spread = length / width - mean_variance**2
-    noise = (statistics.quartic - samples * length) / (width * samples**2)
-    # Features of one variance in all directions are their own target: any coefficient is right.
-    return float(np.clip(noise / spread, 0, 1)) if spread > 1e-14 * mean_variance**2 else 0.0
