@@ -224,16 +224,14 @@ def logme_by_loop(features: NDArray[np.float32], labels: NDArray[np.int64]) -> f
             alpha, beta = effective / size, (samples - effective) / error
             if abs(alpha / beta - ratio) / ratio <= 1e-3:
                 break
-        evidence = width / 2 * np.log(alpha) + samples / 2 * np.log(beta)
-        evidence -= 0.5 * np.log(alpha + beta * values).sum() + beta / 2 * error + alpha / 2 * size
-        found.append(evidence / samples - 0.5 * np.log(2 * np.pi))
+        found.append(_evidence(values, samples, alpha, beta, error, size))
     return float(np.mean(found))
 
 
 def logme_by_decomposition(features: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """A singular value decomposition and left singular vectors, then a scalar iteration for each class."""
     rows = features.astype(np.float64)
-    samples, width = rows.shape
+    samples = len(rows)
     vectors, values, _ = np.linalg.svd(rows.T @ rows)
     left = (rows @ vectors) / np.sqrt(values)
     found: list[float] = []
@@ -251,10 +249,14 @@ def logme_by_decomposition(features: NDArray[np.float32], labels: NDArray[np.int
             alpha, beta = effective / size, (samples - effective) / error
             if abs(alpha / beta - ratio) / ratio <= 1e-3:
                 break
-        evidence = width / 2 * np.log(alpha) + samples / 2 * np.log(beta)
-        evidence -= 0.5 * np.log(alpha + beta * values).sum() + beta / 2 * error + alpha / 2 * size
-        found.append(evidence / samples - 0.5 * np.log(2 * np.pi))
+        found.append(_evidence(values, samples, alpha, beta, error, size))
     return float(np.mean(found))
+
+
+def _evidence(values: Array, samples: int, alpha: float, beta: float, error: float, size: float) -> float:
+    """Log evidence per sample, where there are more samples than features."""
+    logarithms = len(values) * np.log(alpha) + samples * np.log(beta) - np.log(alpha + beta * values).sum()
+    return float((logarithms - beta * error - alpha * size) / (2 * samples) - 0.5 * np.log(2 * np.pi))
 
 
 def sfda_by_eigenvectors(features: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
