@@ -57,14 +57,16 @@ def open_base(
     mean: str | None,
     std: str | None,
     device: str | None,
+    num_classes: int | None = None,
 ) -> "Base":
-    """The base that the options name."""
+    """The base that the options name; with another number of classes where that is given."""
     from ..loading import load_base
 
     return load_base(
         source,
         weights=weights,
         classes=classes,
+        num_classes=num_classes,
         size=size,
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std),

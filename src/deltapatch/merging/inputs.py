@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from math import isfinite
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -51,8 +52,11 @@ class Inputs:
         from .rules import Chunk
 
         spec = self.merged[part.name]
-        models = tuple(self._read(source, part) for source in self.models)
-        base = None if self.base is None else self._read(self.base, part)
+        everyone = self.models if self.base is None else (*self.models, self.base)
+        is_double = any(source.specs[part.name].dtype == torch.float64 for source in everyone)
+        dtype = torch.float64 if is_double else torch.float32
+        models = tuple(_read(source, part, dtype) for source in self.models)
+        base = None if self.base is None else _read(self.base, part, dtype)
         return Chunk(part.name, spec.shape, part.start, models, base)
 
     def over_chunks(
@@ -72,15 +76,16 @@ class Inputs:
         parts = parts_of(specs, self.chunk_elements, whole)
         yield from in_order(lambda part: work(self.chunk(part)), parts, self.threads)
 
-    def _read(self, source: Source, part: Part) -> Tensor:
-        values = source.read(part.name, part.start, part.stop)
-        values = values.to(torch.float64 if values.dtype == torch.float64 else torch.float32)
-        if not bool(torch.isfinite(values).all()):
-            raise MergeError(
-                f"{source.label}: tensor '{part.name}' holds NaN or infinite values, with which nothing"
-                " can be merged"
-            )
-        return values
+
+def _read(source: Source, part: Part, dtype: torch.dtype) -> Tensor:
+    values = source.read(part.name, part.start, part.stop).to(dtype)
+    # NaN is the smallest and largest of all that it stands among; this is many times faster than isfinite.
+    if not all(isfinite(extreme) for extreme in torch.aminmax(values)):
+        raise MergeError(
+            f"{source.label}: tensor '{part.name}' holds NaN or infinite values, with which nothing can be"
+            " merged; leave out the model, or the tensor with skip"
+        )
+    return values
 
 
 def check_inputs(
@@ -93,19 +98,17 @@ def check_inputs(
     mixed_dtypes: bool = False,
     watch: Callable[[int], None] | None = None,
 ) -> Inputs:
-    """Checks that models are of one architecture, tensor by tensor; only their specs are looked at.
+    """Checks that models are of one architecture, tensor by tensor; only specs and integers are looked at.
 
     Args:
         models: what is merged.
         base: what they were fine-tuned from.
         skip: shell patterns of tensors that are not merged, such as ``fc.*`` for heads of different tasks;
-        they
-            are taken from the base where it has them, else left out.
+            they are taken from the base where it has them, else left out.
         threads: how many parts are worked on at once.
         chunk_elements: how long a part is at most.
         mixed_dtypes: whether a tensor may have different floating dtypes in different models; the first
-        model's
-            is then the result's.
+            model's is then the result's.
         watch: is told of every part's number of elements once it is merged.
 
     Raises:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
 from .inputs import Inputs
@@ -45,6 +46,9 @@ for parts of any length."""
 
 class Merge(ABC):
     """A kind of merge. Subclasses are frozen dataclasses with plain fields, each in a file of ``merges``."""
+
+    # For options out of recipes, which are read strictly by the fields' types.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True)
 
     name: ClassVar[str]
     needs_base: ClassVar[bool] = True
@@ -102,6 +106,10 @@ def make_merge(name: str, options: Mapping[str, Any]) -> Merge:
         choices = ", ".join(sorted(fields)) or "none"
         raise MergeError(f"{name} has no option '{unknown[0]}'; it has {choices}")
     try:
-        return known[name](**options)
-    except TypeError as error:
-        raise MergeError(f"{name}: {error}") from error
+        return TypeAdapter(known[name]).validate_python(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "value_error":  # the merge's own words
+            raise MergeError(str(first["ctx"]["error"])) from error  # pyright: ignore[reportTypedDictNotRequiredAccess]
+        place = ".".join(map(str, first["loc"])) or "its options"
+        raise MergeError(f"{name}: {place}: {first['msg']}; see docs/merging.md") from error

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
 
@@ -28,7 +28,7 @@ class RunOptions:
         mixed_dtypes: whether a tensor may have different floating dtypes in different models.
         threads: how many parts are worked on at once; left out, as many as there are processors.
         chunk_elements: how long a part is at most.
-        progress: is told of every part's number of elements once it is merged.
+        progress: is told of every part's number of elements once it is merged, from any thread.
     """
 
     skip: tuple[str, ...] = ()
@@ -37,6 +37,14 @@ class RunOptions:
     threads: int | None = None
     chunk_elements: int = CHUNK_ELEMENTS
     progress: Callable[[int], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk_elements < 1:
+            raise MergeError(f"chunk_elements is {self.chunk_elements}; give at least 1")
+        if self.threads is not None and self.threads < 1:
+            raise MergeError(f"threads is {self.threads}; give at least 1")
+        if self.dtype is not None and not self.dtype.is_floating_point:
+            raise MergeError(f"dtype is {self.dtype}, which cannot hold merged values; give a floating one")
 
 
 @overload
@@ -83,13 +91,16 @@ def merge(
         models: what is merged, see `open_source`.
         base: what they were fine-tuned from.
         out: a ``.safetensors`` file; left out, the tensors are returned. The recipe stands in the file's
-        metadata. run: how to carry it out.
+            metadata.
+        run: how to carry it out.
 
     Returns:
         The merged tensors, or the file's path.
 
     Raises:
-        MergeError: the models do not fit together or do not suit the merge; nothing is written then.
+        MergeError: the models do not fit together or do not suit the merge, or the dtype cannot hold the
+            result; nothing is written then.
+        DeltapatchError: a file cannot be read or written.
     """
     run = run or RunOptions()
     if how.needs_base and base is None:
@@ -108,11 +119,13 @@ def merge(
     rule = how.rule(inputs)
     whole = frozenset(name for name in inputs.merged if how.whole(inputs, name))
     layout = _layout(inputs, run.dtype)
-    recipe = Recipe.of(how, inputs, run.skip)
+    recipe = Recipe.of(how, inputs, run.skip, run.dtype, run.mixed_dtypes)
     with _target(out, layout, recipe) as target:
 
         def work(part: Part) -> int:
-            target.write(part.name, part.start, rule(inputs.chunk(part)))
+            values = rule(inputs.chunk(part))
+            _check_values(part.name, values, layout[part.name][1])
+            target.write(part.name, part.start, values)
             inputs.watch(part.stop - part.start)
             return part.stop - part.start
 
@@ -121,6 +134,44 @@ def merge(
         for _ in in_order(work, parts_of(inputs.merged, run.chunk_elements, whole), inputs.threads):
             pass
         return target.tensors if isinstance(target, _InMemory) else Path(out or "")
+
+
+def merge_recipe(
+    recipe: Recipe, out: str | os.PathLike[str] | None = None, run: RunOptions | None = None
+) -> dict[str, Tensor] | Path:
+    """Does what a recipe says; the same inputs give the same bytes.
+
+    Args:
+        recipe: what to merge, from files; see `Recipe.read`.
+        out: a ``.safetensors`` file; left out, the tensors are returned.
+        run: threads, length of parts and progress; what else it says is taken from the recipe.
+
+    Raises:
+        DeltapatchError: as of `merge`.
+
+    Example:
+        >>> merge_recipe(Recipe.read("both.safetensors"), out="again.safetensors")
+    """
+    run = replace(
+        run or RunOptions(),
+        skip=recipe.skip,
+        dtype=recipe.torch_dtype,
+        mixed_dtypes=recipe.mixed_dtypes,
+    )
+    return merge(recipe.how, recipe.models, recipe.base or None, out, run)
+
+
+def _check_values(name: str, values: Tensor, dtype: torch.dtype) -> None:
+    """Refuses what the result's dtype cannot hold, before it becomes infinite or is cut off unseen."""
+    limit = torch.finfo(dtype).max
+    smallest, largest = torch.aminmax(values)
+    if not (
+        -limit <= float(smallest) and float(largest) <= limit
+    ):  # nor with NaN, which every comparison denies
+        raise MergeError(
+            f"merged values of tensor '{name}' are not finite, or above {limit:g}, the most that {dtype} can"
+            " hold; give a smaller scale, or a wider dtype"
+        )
 
 
 class _InMemory:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import DeltapatchError
+from ..file import sweep_temporary_files
 
 _DTYPES = {
     "F64": torch.float64,
@@ -27,6 +28,9 @@ _DTYPES = {
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
@@ -57,8 +61,7 @@ def read_layout(path: Path) -> dict[str, StoredTensor]:
     Raises:
         DeltapatchError: the file is no whole safetensors file, or has a dtype that is not known here.
     """
-    header = _header(path)
-    length, content = header
+    length, content = _header(path)
     start = _LENGTH_BYTES + length
     found: dict[str, StoredTensor] = {}
     for name, entry in content.items():
@@ -66,7 +69,7 @@ def read_layout(path: Path) -> dict[str, StoredTensor]:
             continue
         if entry["dtype"] not in _DTYPES:
             raise DeltapatchError(
-                f"{path}: tensor '{name}' has dtype {entry['dtype']}, which is not known here"
+                f"{path}: tensor '{name}' has dtype {entry['dtype']}, which is not known here; convert it"
             )
         found[name] = StoredTensor(
             path, start + entry["data_offsets"][0], tuple(entry["shape"]), _DTYPES[entry["dtype"]]
@@ -91,7 +94,7 @@ def read_index(path: Path) -> dict[str, StoredTensor]:
     """
     try:
         places: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        shards = {name: read_layout(path.parent / Path(name).name) for name in set(places.values())}
+        shards = {name: read_layout(path.parent / Path(name).name) for name in dict.fromkeys(places.values())}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, DeltapatchError):
             raise
@@ -122,18 +125,21 @@ def _header(path: Path) -> tuple[int, dict[str, Any]]:
 class TensorWriter:
     """A safetensors file under way: any part of any tensor can be put in its place, from any thread."""
 
-    def __init__(self, descriptor: int, places: Mapping[str, StoredTensor]) -> None:
+    def __init__(self, path: Path, descriptor: int, places: Mapping[str, StoredTensor]) -> None:
+        self._path = path
         self._descriptor = descriptor
         self.places = places
 
     def write(self, name: str, start: int, values: Tensor) -> None:
-        """Puts elements, shape (n,), in a tensor's place from element ``start`` on, cast to its dtype."""
+        """Puts elements, shape (n,), in a tensor's place from element ``start`` on, cast to its dtype.
+
+        Raises:
+            DeltapatchError: the disk is full or broken.
+        """
         place = self.places[name]
         content = values.to(place.dtype).contiguous().view(torch.uint8).numpy().data
-        position = place.offset + start * place.dtype.itemsize
-        while len(content):
-            count = os.pwrite(self._descriptor, content, position)
-            content, position = content[count:], position + count
+        with _told_of(self._path):
+            _write_all(self._descriptor, content, place.offset + start * place.dtype.itemsize)
 
 
 @contextmanager
@@ -143,6 +149,8 @@ def writing(
     """Makes a safetensors file that appears under its name when the block ends well, and leaves nothing
     otherwise.
 
+    What a process that was killed has left in the folder is removed by the next one, after an hour.
+
     Args:
         path: the file; one that is there is replaced.
         tensors: name -> shape and dtype.
@@ -151,26 +159,46 @@ def writing(
     Raises:
         DeltapatchError: it cannot be written; a file that was there before stays.
     """
+    if path.exists() and not path.is_file():
+        raise DeltapatchError(f"{path} is no file that could be replaced; give the path of a file")
     header, places = _layout(path, tensors, metadata)
+    end = max((_end(place) for place in places.values()), default=len(header))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.deltapatch-tmp")
+    with _told_of(path):
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         try:
-            os.pwrite(descriptor, header, 0)
-            end = max((_end(place) for place in places.values()), default=len(header))
-            os.ftruncate(descriptor, end)
-            yield TensorWriter(descriptor, places)
-            os.fsync(descriptor)
+            sweep_temporary_files(path.parent)
+            with _told_of(path):
+                _write_all(descriptor, memoryview(header), 0)
+                os.ftruncate(descriptor, end)
+            yield TensorWriter(path, descriptor, places)
+            with _told_of(path):
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        os.replace(temporary, path)
+        with _told_of(path):
+            os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@contextmanager
+def _told_of(path: Path) -> Generator[None]:
+    """Turns the system's errors of writing into those that name the file; not those of other work."""
+    try:
+        yield
     except OSError as error:
         raise DeltapatchError(
             f"{path} cannot be written: {error.strerror}; check the folder and disk"
         ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+
+
+def _write_all(descriptor: int, content: memoryview, position: int) -> None:
+    while len(content):
+        count = os.pwrite(descriptor, content, position)
+        content, position = content[count:], position + count
 
 
 def _layout(
@@ -184,7 +212,11 @@ def _layout(
     for name in order:
         shape, dtype = tensors[name]
         if dtype not in _NAMES:
-            raise DeltapatchError(f"tensor '{name}' has dtype {dtype}, which safetensors cannot hold")
+            raise DeltapatchError(
+                f"tensor '{name}' has dtype {dtype}, which is not written here; convert it or leave it out"
+            )
+        if name == "__metadata__":
+            raise DeltapatchError(f"a tensor must not be called '{name}' in a safetensors file; rename it")
         offsets[name] = end
         end += prod(shape) * dtype.itemsize
         content[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offsets[name], end]}

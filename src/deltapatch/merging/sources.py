@@ -1,7 +1,7 @@
 """Models to be merged, as named tensors of which any part can be read without loading the rest."""
 
 import os
-import threading
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,10 +66,24 @@ ModelLike = Mapping[str, Tensor] | nn.Module | str | os.PathLike[str] | Source
 
 
 class MemorySource(Source):
-    """Tensors that are in memory already."""
+    """Tensors that are in memory already.
+
+    Raises:
+        MergeError: an entry is no tensor, or one without plain values (sparse, or of the meta device).
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor], label: str) -> None:
         self.label = label
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise MergeError(
+                    f"{label}: '{name}' is a {type(tensor).__name__}, no tensor; give names and tensors only"
+                )
+            if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+                raise MergeError(
+                    f"{label}: tensor '{name}' has no plain values ({tensor.dtype}, {tensor.layout},"
+                    f" {tensor.device}); give a dense one"
+                )
         self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
         self.specs = {
             name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in self._tensors.items()
@@ -90,8 +104,11 @@ class FileSource(Source):
         self.label = label
         self._tensors = tensors
         self.specs = {name: TensorSpec(stored.shape, stored.dtype) for name, stored in tensors.items()}
+        # Opened now, and not by name later: what is written under the name meanwhile is another file.
         self._files: dict[Path, int] = {}
-        self._lock = threading.Lock()
+        for stored in tensors.values():
+            if stored.path not in self._files:
+                self._files[stored.path] = _opened(stored.path)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         stored = self._tensors[name]
@@ -100,21 +117,27 @@ class FileSource(Source):
         view = part.view(torch.uint8).numpy().data
         position = stored.offset + start * stored.dtype.itemsize
         while len(view):
-            count = os.preadv(self._descriptor(stored.path), [view], position)
+            try:
+                count = os.preadv(self._files[stored.path], [view], position)
+            except OSError as error:
+                raise MergeError(
+                    f"{stored.path} cannot be read ({error.strerror}); check the disk"
+                ) from error
             if count == 0:
                 raise MergeError(f"{stored.path} became shorter while '{name}' was read; write it again")
             view, position = view[count:], position + count
         return part
 
-    def _descriptor(self, path: Path) -> int:
-        with self._lock:
-            if path not in self._files:
-                self._files[path] = os.open(path, os.O_RDONLY)
-            return self._files[path]
-
     def __del__(self) -> None:
         for descriptor in getattr(self, "_files", {}).values():
             os.close(descriptor)
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise MergeError(f"{path} cannot be read ({error.strerror}); check the path") from error
 
 
 def open_source(model: ModelLike, label: str = "the model") -> Source:
@@ -122,12 +145,12 @@ def open_source(model: ModelLike, label: str = "the model") -> Source:
 
     Args:
         model: a state dict, a module, a ``.safetensors`` file, a ``.safetensors.index.json`` of shards, a
-        folder
-            with either, a file that ``torch.load(weights_only=True)`` reads, or ``owner/name`` of the hub.
-        label: what messages call it; a file is called by its path.
+            folder with either, a file that ``torch.load(weights_only=True)`` reads, or ``owner/name`` of the
+            hub.
+        label: what messages and recipes call it; a file, folder or hub id is called as it was given.
 
     Raises:
-        MergeError: the file is missing, damaged or of another kind.
+        DeltapatchError: the file is missing, damaged or of another kind.
     """
     if isinstance(model, Source):
         return model
@@ -137,20 +160,34 @@ def open_source(model: ModelLike, label: str = "the model") -> Source:
         return MemorySource(model, label)
     path = _found(Path(model), str(model))
     if path.name.endswith(".index.json"):
-        return FileSource(read_index(path), str(path))
+        return FileSource(read_index(path), str(model))
     if path.suffix == ".safetensors":
-        return FileSource(read_layout(path), str(path))
-    return MemorySource(_read_checkpoint(path), str(path))
+        return FileSource(read_layout(path), str(model))
+    return MemorySource(_read_checkpoint(path), str(model))
 
 
 def open_sources(models: Sequence[ModelLike]) -> tuple[Source, ...]:
-    """Opens several models, called "model 1", "model 2", … where they are not files."""
+    """Opens several models, called "model 1", "model 2", … where they are not files.
+
+    Raises:
+        DeltapatchError: one of them cannot be opened, or one model was given where a list belongs.
+    """
+    if isinstance(models, str | os.PathLike | Mapping | nn.Module | Source):
+        raise MergeError("one model was given where a list of models belongs; put it in brackets")
     return tuple(open_source(model, f"model {number}") for number, model in enumerate(models, 1))
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_FILE_SUFFIXES = (".safetensors", ".json", ".pt", ".pth", ".bin", ".ckpt")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _found(path: Path, given: str) -> Path:
     """The file that a path means; a folder's own, or one of the hub's."""
-    if not path.exists() and given.count("/") == 1 and not given.startswith((".", "/", "~")):
+    if not path.exists() and _HUB_ID.fullmatch(given) and path.suffix not in _FILE_SUFFIXES:
         from huggingface_hub import snapshot_download
 
         try:
@@ -158,13 +195,17 @@ def _found(path: Path, given: str) -> Path:
                 snapshot_download(given, allow_patterns=["*.safetensors", "*.safetensors.index.json"])
             )
         except Exception as error:
-            raise MergeError(f"{given} is neither a file nor found on the hub: {error}") from error
+            raise MergeError(
+                f"{given} is neither a file nor found on the hub: {_first_line(error)}"
+            ) from error
     if path.is_dir():
-        choices = sorted(path.glob("*.safetensors.index.json")) + sorted(path.glob("*.safetensors"))
+        indexes = sorted(path.glob("*.safetensors.index.json"))
+        choices = indexes or sorted(path.glob("*.safetensors"))
         if not choices:
-            raise MergeError(f"{path} holds no safetensors file; give the path of a checkpoint")
-        if len(choices) > 1 and not choices[0].name.endswith(".index.json"):
-            raise MergeError(f"{path} holds {len(choices)} safetensors files and no index; give one of them")
+            raise MergeError(f"{given} holds no safetensors file; give the path of a checkpoint")
+        if len(choices) > 1:
+            kind = "indexes of shards" if indexes else "safetensors files and no index"
+            raise MergeError(f"{given} holds {len(choices)} {kind}; give the path of one of them")
         return choices[0]
     if not path.is_file():
         raise MergeError(f"{path}: there is no such file; give the path of a checkpoint")
@@ -182,6 +223,7 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)  # formats that cannot be mapped
         except Exception as error:
             raise MergeError(
-                f"{path}: neither safetensors nor a plain torch checkpoint ({str(error).splitlines()[0]})"
+                f"{path}: neither safetensors nor a plain torch checkpoint ({_first_line(error)}); give a"
+                " file of tensors only"
             ) from error
     return plain_state_dict(state, path)

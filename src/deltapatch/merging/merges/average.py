@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import ClassVar
 
@@ -35,7 +36,7 @@ class Average(Merge):
             raise MergeError(
                 f"{len(weights)} weights were given for {len(inputs.models)} models; give as many"
             )
-        if min(weights) < 0 or sum(weights) <= 0:
+        if not all(0 <= weight < inf for weight in weights) or sum(weights) == 0:
             raise MergeError("weights of an average must not be negative, and one has to be larger than 0")
         shares = [weight / sum(weights) for weight in weights]
 

@@ -12,6 +12,7 @@ from ..inputs import Inputs
 from ..rules import Chunk, Merge, Rule, register_merge
 from ..running import RunOptions, merge
 from ..sources import MergeError, ModelLike
+from ._norm_statistics import is_norm_statistic, mixed_statistics
 
 
 @register_merge
@@ -21,9 +22,8 @@ class TaskArithmetic(Merge):
 
     Attributes:
         scale: λ; it multiplies the sum, not the mean.
-        signs: s_t of each model: 1 adds, -1 takes off; all 1 where left out. (1, 1, -1) is the analogy "C
-        and B
-            without A".
+        signs: s_t of each model: 1 adds, -1 takes off; all 1 where left out. (1, 1, -1) is the analogy "C and
+            B without A".
     """
 
     name: ClassVar[str] = "task_arithmetic"
@@ -38,6 +38,8 @@ class TaskArithmetic(Merge):
 
         def summed(chunk: Chunk) -> Tensor:
             assert chunk.base is not None
+            if is_norm_statistic(chunk.name):
+                return mixed_statistics(chunk, [self.scale * sign for sign in signs])
             merged = chunk.base.clone()
             for sign, delta in zip(signs, chunk.deltas, strict=True):
                 merged.add_(delta, alpha=self.scale * sign)
@@ -58,8 +60,10 @@ def task_arithmetic(
     """Adds what models learned to their base (Ilharco et al., "Editing models with task arithmetic", ICLR
     2023).
 
-    θ₀ + scale · Σ_t s_t (θ_t - θ₀): addition with s = 1, negation with -1, an analogy C + B - A with (1, 1,
-    -1). Usual scales are 0.3 to 0.4 for eight tasks; choose it on validation images.
+    θ₀ + scale · Σ_t s_t (θ_t - θ₀): addition with s = 1, negation with -1, an analogy C + B - A with
+    (1, 1, -1). Usual scales are 0.3 to 0.4 for eight tasks; choose it on validation images. Running means and
+    variances follow the formula where that mixes the base's with the models', and where it does not (a
+    variance could go below 0) they become the mix that comes nearest.
 
     Args:
         models: what was fine-tuned from the base.
@@ -73,8 +77,9 @@ def task_arithmetic(
         MergeError: the models do not fit together, or the signs do not fit them.
 
     Example:
-        >>> task_arithmetic([{"w": torch.tensor([3.0])}, {"w": torch.tensor([0.0])}], {"w":
-        torch.tensor([1.0])}, scale=0.5) {'w': tensor([1.5000])}
+        >>> base, models = {"w": torch.ones(1)}, [{"w": torch.full((1,), 3.0)}, {"w": torch.zeros(1)}]
+        >>> task_arithmetic(models, base, scale=0.5)
+        {'w': tensor([1.5000])}
     """
     how = TaskArithmetic(scale, None if signs is None else tuple(signs))
     return merge(how, models, base, out, run)

@@ -1,0 +1,1 @@
+"""What is found out about a model from a few images before it is merged, or after."""
