@@ -3,10 +3,10 @@
     python benchmarks/merging/accuracy.py --work /tmp/merging
 
 Copies of a base are fine-tuned for three sets each. Bodies are merged; every task keeps the head that its
-own copy was trained with. Scales, shares and weights are chosen by the mean accuracy on validation images,
-and the chosen one answers the test images once: as merged, and with the statistics of its batch norms
-re-estimated on the training images of all tasks without their labels. ``--work`` keeps the fine-tuned
-copies.
+own copy was trained with. Scales and shares are chosen by the mean accuracy on validation images, and the
+chosen one answers the test images once, with three kinds of statistics in its batch norms: as the merge
+made them; re-estimated on the training images of all tasks together, without their labels; and re-estimated
+for each task on its own images, kept beside its head. ``--work`` keeps the fine-tuned copies.
 """
 
 import copy
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,8 @@ from torch import Tensor, nn
 import deltapatch as dp
 from deltapatch import merging
 from deltapatch.base import Base
-from deltapatch.data import ImageSet, open_data
+from deltapatch.data import ImageSet, evaluation_transform, load_batches, open_data
 from deltapatch.fitting.fit import FitConfig, fit
-from deltapatch.merging.gathering.batches import ImageBatches
 from deltapatch.merging.gathering.fisher import diagonal_fisher
 from deltapatch.merging.gathering.grams import layer_grams
 from deltapatch.merging.gathering.norm_statistics import re_estimate_norms
@@ -38,7 +37,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "accuracy"))
 from settings import BASES, arguments, capped_set, load_base, write_table
 
 SETS = ("usps", "pacs_sketch", "bccd_cells")
-SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+SCALES = (0.1, 0.2, 0.3, 0.5, 1.0)
+Statistics = Literal["merged", "all tasks", "own task"]
+STATISTICS: tuple[Statistics, ...] = get_args(Statistics)
 State = Mapping[str, Tensor]
 
 
@@ -58,9 +59,9 @@ class Task:
     head: nn.Module
     state: State
 
-    def batches(self, split: str = "train", size: int = 64) -> Iterator[Tensor]:
-        """The images of a split."""
-        yield from self.splits[split][0].split(size)
+    def batches(self, size: int = 64) -> list[Tensor]:
+        """The training images."""
+        return list(self.splits["train"][0].split(size))
 
 
 class Merged:
@@ -73,18 +74,16 @@ class Merged:
         self.module.set_submodule(self.path, nn.Identity())
         self.start = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
 
-    def images(self) -> "Images":
-        """The training images of all tasks, any number of times."""
-        return Images(self.tasks)
-
     @torch.no_grad()
-    def accuracies(self, state: State, split: str, re_estimated: bool = False) -> list[float]:
+    def accuracies(self, state: State, split: str, statistics: Statistics = "merged") -> list[float]:
         """Of each task, in per cent."""
         self.module.load_state_dict({**self.start, **state})
-        if re_estimated:
-            re_estimate_norms(self.module, self.images())
+        if statistics == "all tasks":
+            re_estimate_norms(self.module, Images(self.tasks))
         found: list[float] = []
         for task in self.tasks:
+            if statistics == "own task":
+                re_estimate_norms(self.module, Images([task]))
             images, labels = task.splits[split]
             answers = [task.head(self.module(batch)).argmax(1) for batch in images.split(64)]
             found.append(100 * float((torch.cat(answers) == labels).float().mean()))
@@ -93,13 +92,15 @@ class Merged:
 
 @dataclass(frozen=True)
 class Images:
-    """Training images of all tasks, mixed batch by batch."""
+    """Training images of tasks, each batch with a share of every one, any number of times."""
 
     tasks: list[Task]
 
     def __iter__(self) -> Iterator[Tensor]:
-        for batches in zip(*(task.batches(size=22) for task in self.tasks), strict=False):
-            yield torch.cat(batches)
+        count = -(-sum(len(task.splits["train"][0]) for task in self.tasks) // 66)
+        shares = [task.splits["train"][0].tensor_split(count) for task in self.tasks]
+        for together in zip(*shares, strict=True):
+            yield torch.cat(together)
 
 
 def main() -> None:
@@ -111,23 +112,21 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     most = dict(zip(("train", "val", "test"), options.most, strict=True))
-    rows: list[list[str]] = []
+    names = list(options.only or SETS)
     for name in options.bases:
         base = load_base(name, options.size)
         tasks = [
             tuned(base, capped_set(one, options.work / "data", most), options.work / name, options.epochs)
-            for one in options.only or SETS
+            for one in names
         ]
-        if not options.only_fits:
-            rows += [[name, *row] for row in table(base, tasks)]
-    if not options.only_fits:
-        names = options.only or SETS
+        if options.only_fits:
+            continue
         title = (
-            f"Merged from copies fine-tuned for {', '.join(names)}: test accuracy in %, as merged → with norm"
-            f" statistics re-estimated; at most {most['train']} training images a set, {options.epochs}"
-            " epochs, one seed"
+            f"{name}, merged from copies fine-tuned for {', '.join(names)}: test accuracy in %; at most"
+            f" {most['train']} training images a set, {options.epochs} epochs, one seed"
         )
-        write_table(options.out, title, ["base", "merge", "chosen", *names, "mean"], rows)
+        out = options.out.with_name(f"merging_accuracy_{name.lower().replace('-', '')}.md")
+        write_table(out, title, ["merge", "statistics", "chosen", *names, "mean"], table(base, tasks))
 
 
 def tuned(base: Base, path: Path, folder: Path, epochs: int) -> Task:
@@ -157,53 +156,39 @@ def tuned(base: Base, path: Path, folder: Path, epochs: int) -> Task:
 
 def loaded(base: Base, images: ImageSet) -> tuple[Tensor, Tensor]:
     """All images of a split in memory, with their labels."""
-    return torch.cat(list(ImageBatches(images, base))), torch.from_numpy(images.labels)
+    ready = images.with_transform(evaluation_transform(base.preprocessing))
+    batches = list(load_batches(ready, batch_size=64, shuffle=False))
+    return torch.cat([one.images for one in batches]), torch.cat([one.labels for one in batches])
 
 
 # --- the table --------------------------------------------------------------------------------------------
 
 
 def table(base: Base, tasks: list[Task]) -> list[list[str]]:
-    """A row for each merge."""
+    """Rows for each merge."""
     merged = Merged(base, tasks)
     bodies = [{**merged.start, **task.state} for task in tasks]
+    own = [merged.accuracies(body, "test")[number] for number, body in enumerate(bodies)]
     rows = [
-        row("the base with each head", "", merged, merged.start),
-        alone(merged, tasks, bodies),
+        cells("each copy on its own task", "", "", own),
+        cells("the base with each head", "", "", merged.accuracies(merged.start, "test")),
     ]
-    for name, candidates in merges(base, merged, tasks, bodies).items():
-        best, chosen, state = -1.0, "", merged.start
-        for label, make in candidates.items():
-            found = make()
-            # The variant is chosen with the statistics that it is then shown with by default.
-            accuracy = sum(merged.accuracies(found, "val", re_estimated=True))
-            if accuracy > best:
-                best, chosen, state = accuracy, label, found
-        rows.append(row(name, chosen, merged, state))
-        print(rows[-1], flush=True)
+    for name, candidates in merges(merged, tasks, bodies).items():
+        made = {label: make() for label, make in candidates.items()}
+        for statistics in STATISTICS:
+            chosen = max(made, key=lambda label: sum(merged.accuracies(made[label], "val", statistics)))
+            found = merged.accuracies(made[chosen], "test", statistics)
+            rows.append(cells(name, statistics, chosen, found))
+            print(rows[-1], flush=True)
     return rows
 
 
-def row(name: str, chosen: str, merged: Merged, state: State) -> list[str]:
-    """Test accuracies as merged, and with re-estimated statistics."""
-    plain, renewed = (merged.accuracies(state, "test", renew) for renew in (False, True))
-    cells = [f"{a:.1f} → {b:.1f}" for a, b in zip(plain, renewed, strict=True)]
-    return [name, chosen, *cells, f"{sum(plain) / len(plain):.1f} → {sum(renewed) / len(renewed):.1f}"]
-
-
-def alone(merged: Merged, tasks: list[Task], bodies: list[dict[str, Tensor]]) -> list[str]:
-    """Each copy on its own task: what a merge can hope for."""
-    found = [merged.accuracies(body, "test")[number] for number, body in enumerate(bodies)]
-    return [
-        "each copy on its own task",
-        "",
-        *(f"{value:.1f}" for value in found),
-        f"{sum(found) / len(found):.1f}",
-    ]
+def cells(name: str, statistics: str, chosen: str, found: list[float]) -> list[str]:
+    return [name, statistics, chosen, *(f"{value:.1f}" for value in found), f"{sum(found) / len(found):.1f}"]
 
 
 def merges(
-    base: Base, merged: Merged, tasks: list[Task], bodies: list[dict[str, Tensor]]
+    merged: Merged, tasks: list[Task], bodies: list[dict[str, Tensor]]
 ) -> dict[str, dict[str, Callable[[], State]]]:
     """Name -> label of a variant -> what makes it."""
     start = merged.start
@@ -215,7 +200,7 @@ def merges(
         },
         "ties": {
             f"keep 0.2, scale {scale}": partial(merging.ties, bodies, start, keep=0.2, scale=scale)
-            for scale in (*SCALES, 1.5)
+            for scale in SCALES
         },
         "dare + task arithmetic": {
             f"drop 0.5, scale {scale}": partial(
@@ -241,9 +226,9 @@ def gathered(
     for task, body in zip(tasks, bodies, strict=True):
         merged.module.load_state_dict(body)
         whole = nn.Sequential(merged.module, task.head).eval()
-        found = diagonal_fisher(whole, list(task.batches(size=32)), samples=1)
+        found = diagonal_fisher(whole, task.batches(size=32), samples=1)
         fishers.append({name[2:]: values for name, values in found.items() if name.startswith("0.")})
-        grams.append(layer_grams(merged.module, list(task.batches())))
+        grams.append(layer_grams(merged.module, task.batches()))
     return fishers, grams
 
 

@@ -36,21 +36,19 @@ class _Place:
 class PatchedWeights(Source):
     """Tensors of a base as a patch changes them; each is computed when it is read.
 
-    Attributes:
-        changed: names of those that the patch exchanges.
+    Args:
+        base: the base.
+        patch: a patch of it.
+        label: what messages call it.
+        names: which of the base's tensors; left out, those that the patch exchanges.
     """
 
-    def __init__(self, base: Base, patch: Patch, label: str) -> None:
+    def __init__(self, base: Base, patch: Patch, label: str, names: Sequence[str] | None = None) -> None:
         self.label = label
         self._own = base.module.state_dict()
         self._places = _places(base, patch)
-        self.changed = frozenset(self._places)
-        self.specs = {}
-
-    def restricted(self, names: Sequence[str]) -> "PatchedWeights":
-        """The same source, with these tensors only."""
-        self.specs = {name: _spec(self._own[name]) for name in names}
-        return self
+        chosen = [name for name in self._own if name in self._places] if names is None else names
+        self.specs = {name: _spec(self._own[name]) for name in chosen}
 
     @torch.no_grad()
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
@@ -73,13 +71,12 @@ def weights_of(
     base: Base, patches: Sequence[Patch], labels: Sequence[str]
 ) -> tuple[tuple[PatchedWeights, ...], Source]:
     """The patched models and the base, with those tensors that some patch changes, in the base's order."""
-    models = [PatchedWeights(base, patch, label) for patch, label in zip(patches, labels, strict=True)]
-    own = base.module.state_dict()
-    names = [name for name in own if any(name in model.changed for model in models)]
-    return (
-        tuple(model.restricted(names) for model in models),
-        MemorySource({name: own[name] for name in names}, f"base {base.name}"),
+    changed = {name for patch in patches for name in _places(base, patch)}
+    own = {name: tensor for name, tensor in base.module.state_dict().items() if name in changed}
+    models = tuple(
+        PatchedWeights(base, patch, label, list(own)) for patch, label in zip(patches, labels, strict=True)
     )
+    return models, MemorySource(own, f"base {base.name}")
 
 
 @torch.no_grad()

@@ -3,11 +3,9 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,10 +15,9 @@ from ..running import RunOptions, merge
 from ..sources import MergeError, ModelLike
 from ._electing import elected_rule
 from ._norm_statistics import is_norm_statistic, mixed_statistics
+from ._places import random_numbers
 
 Then = Literal["average", "task_arithmetic", "ties"]
-
-_BLOCK = 8  # random numbers of 32 bits for each step of the generator's counter
 
 
 @register_merge
@@ -100,9 +97,6 @@ class Dare(Merge):
 def keep_mask(seed: int, task: str, tensor: str, start: int, number: int, drop: float) -> Tensor:
     """Which of the entries start..start + number of a tensor are kept, bool (number,).
 
-    An entry's random number is found from its place without those before it: the generator counts, and the
-    count is set. So it does not matter how a tensor is cut, and by which thread which part is done.
-
     Args:
         seed: of the merge.
         task: whose task vector it is.
@@ -111,14 +105,8 @@ def keep_mask(seed: int, task: str, tensor: str, start: int, number: int, drop: 
         number: how many entries.
         drop: how likely an entry is dropped, at a resolution of 2⁻³².
     """
-    key = blake2b(f"{seed}\0{task}\0{tensor}".encode(), digest_size=16)
-    first = start // _BLOCK
-    blocks = -(-(start + number) // _BLOCK) - first
-    generator = np.random.Philox(key=int.from_bytes(key.digest(), "little"), counter=first)
-    # The raw numbers are what numpy promises never to change.
-    drawn = np.asarray(generator.random_raw(blocks * _BLOCK // 2)).astype("<u8", copy=False).view("<u4")
-    offset = start - first * _BLOCK
-    return torch.from_numpy(drawn[offset : offset + number] >= round(drop * 2**32))
+    numbers = random_numbers(f"{seed}\0{task}\0{tensor}", start, start + number)
+    return torch.from_numpy(numbers >= round(drop * 2**32))
 
 
 def dare(
