@@ -194,6 +194,7 @@ def merges(
     start = merged.start
     fishers, grams = gathered(merged, tasks, bodies)
     return {
+        "atlas, supervised": {"": partial(learned, merged, tasks, bodies)},
         "average": {"": partial(merging.average, bodies)},
         "task_arithmetic": {
             f"scale {scale}": partial(merging.task_arithmetic, bodies, start, scale=scale) for scale in SCALES
@@ -213,7 +214,6 @@ def merges(
             f"off-diagonal {share}": partial(merging.regmean, bodies, grams=grams, off_diagonal=share)
             for share in (0.5, 0.9, 1.0)
         },
-        "atlas, supervised": {"": partial(learned, merged, tasks, bodies)},
     }
 
 
@@ -256,7 +256,7 @@ def learned(merged: Merged, tasks: list[Task], bodies: list[dict[str, Tensor]]) 
         validation=batches("val"),
         config=LearningConfig(epochs=5, learning_rate=0.02),
     )
-    return merging.atlas(bodies, merged.start, coefficients=found.coefficients)
+    return merging.merge(found.how, bodies, merged.start)
 
 
 if __name__ == "__main__":

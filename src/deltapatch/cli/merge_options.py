@@ -46,7 +46,9 @@ Skip = Annotated[
 ]
 Output = Annotated[
     Path | None,
-    typer.Option("--out", help="A .safetensors file; for several patches a folder.", show_default=False),
+    typer.Option(
+        "--out", help="A .safetensors or .pth file; for several patches a folder.", show_default=False
+    ),
 ]
 ImageFolders = Annotated[
     list[str] | None,

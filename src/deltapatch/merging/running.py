@@ -1,21 +1,26 @@
 """Carries a merge out: part by part, on several threads, into memory or a file."""
 
+import io
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
+from typing import cast, overload
 
 import torch
 from torch import Tensor
 
+from ..evaluation.comparing.ledger import replace_file
 from .chunks import Part, parts_of
 from .inputs import CHUNK_ELEMENTS, Inputs, check_inputs, in_order
 from .recipe import Recipe
 from .rules import Merge
 from .safetensors_files import TensorWriter, writing
 from .sources import MergeError, ModelLike, open_source, open_sources
+
+_CHECKPOINTS = (".pth", ".pt")
+_MOST_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class RunOptions:
         skip: shell patterns of tensors that are not merged, see `check_inputs`.
         dtype: of the merged tensors; as in the first model where left out.
         mixed_dtypes: whether a tensor may have different floating dtypes in different models.
-        threads: how many parts are worked on at once; left out, as many as there are processors.
+        threads: how many parts are worked on at once; left out, one for each processor up to 8.
         chunk_elements: how long a part is at most.
         progress: is told of every part's number of elements once it is merged, from any thread.
     """
@@ -91,7 +96,8 @@ def merge(
         models: what is merged, see `open_source`.
         base: what they were fine-tuned from.
         out: a ``.safetensors`` file; left out, the tensors are returned. The recipe stands in the file's
-            metadata.
+            metadata. A ``.pth`` or ``.pt`` file is a torch checkpoint, ``{"state_dict": ...}``, for which the
+            result is in memory as a whole.
         run: how to carry it out.
 
     Returns:
@@ -111,7 +117,7 @@ def merge(
         sources,
         base_source,
         skip=run.skip,
-        threads=run.threads or os.cpu_count() or 1,
+        threads=run.threads or min(os.cpu_count() or 1, _MOST_THREADS),
         chunk_elements=run.chunk_elements,
         mixed_dtypes=run.mixed_dtypes,
         watch=run.progress,
@@ -133,7 +139,7 @@ def merge(
             target.write(name, 0, source.read(name))
         for _ in in_order(work, parts_of(inputs.merged, run.chunk_elements, whole), inputs.threads):
             pass
-        return target.tensors if isinstance(target, _InMemory) else Path(out or "")
+    return cast(_InMemory, target).tensors if out is None else Path(out)
 
 
 def merge_recipe(
@@ -192,9 +198,28 @@ def _target(
     if out is None:
         return nullcontext(_InMemory(layout))
     path = Path(out)
+    if path.suffix in _CHECKPOINTS:
+        return _checkpoint(path, layout, recipe)
     if path.suffix != ".safetensors":
-        raise MergeError(f"{path}: merged models are written as .safetensors; give such a name")
+        raise MergeError(
+            f"{path}: merged models are written as .safetensors, or as {', '.join(_CHECKPOINTS)} for torch;"
+            " give such a name"
+        )
     return writing(path, layout, {"format": "pt", "deltapatch_merge": recipe.to_json()})
+
+
+@contextmanager
+def _checkpoint(
+    path: Path, layout: Mapping[str, tuple[tuple[int, ...], torch.dtype]], recipe: Recipe
+) -> Generator[_InMemory]:
+    """A torch checkpoint, which is in memory as a whole until it is written; beside the state dict stands the
+    recipe.
+    """
+    target = _InMemory(layout)
+    yield target
+    content = io.BytesIO()
+    torch.save({"state_dict": target.tensors, "deltapatch_merge": recipe.to_json()}, content)
+    replace_file(path, content.getvalue())
 
 
 def _layout(inputs: Inputs, dtype: torch.dtype | None) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -227,9 +227,9 @@ def test_a_scale_that_is_no_number_is_refused(base: Model, models: list[Model]) 
         merging.task_arithmetic(models, base, scale=float("nan"))
 
 
-def test_results_are_written_as_safetensors_only(tmp_path: Path, models: list[Model]) -> None:
-    with pytest.raises(MergeError, match=r"merged\.pt: merged models are written as \.safetensors"):
-        merging.average(models, out=tmp_path / "merged.pt")
+def test_results_of_other_names_and_places_are_refused(tmp_path: Path, models: list[Model]) -> None:
+    with pytest.raises(MergeError, match=r"merged\.bin: merged models are written as \.safetensors"):
+        merging.average(models, out=tmp_path / "merged.bin")
     with pytest.raises(DeltapatchError, match=r"merged\.safetensors cannot be written: No such file"):
         merging.average(models, out=tmp_path / "none" / "merged.safetensors")
 
@@ -287,3 +287,21 @@ def test_a_merge_of_files_takes_less_memory_than_half_a_tensor(
     before = memory_bytes("VmRSS")
     function(large_files[1:], large_files[0], out=tmp_path / "merged.safetensors", run=run)
     assert memory_bytes("VmHWM") - before < 12e6
+
+
+def test_a_torch_checkpoint_holds_what_memory_gets(tmp_path: Path) -> None:
+    models = [{"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 6.0])}]
+    path = merging.average(models, out=tmp_path / "merged.pth")
+    stored = torch.load(path, weights_only=True)
+    assert torch.equal(stored["state_dict"]["w"], torch.tensor([2.0, 4.0]))
+    assert Recipe.model_validate_json(stored["deltapatch_merge"]).merge == "average"
+    assert torch.equal(merging.average([path, path])["w"], torch.tensor([2.0, 4.0]))
+    assert [one.name for one in tmp_path.iterdir()] == ["merged.pth"]
+
+
+def test_a_checkpoint_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(MergeError, match="NaN"):
+        merging.average(
+            [{"w": torch.tensor([1.0])}, {"w": torch.tensor([float("nan")])}], out=tmp_path / "m.pt"
+        )
+    assert list(tmp_path.iterdir()) == []
