@@ -129,13 +129,9 @@ def whole(name: str, models: list[Path], base: Path, out: Path) -> None:
         deltas = [{key: model[key].float() - start[key].float() for key in start} for model in loaded]
         del loaded
         if name == "dare":
-            deltas = [
-                {
-                    key: torch.bernoulli(torch.full_like(d, 1 - DROP)) * d / (1 - DROP)
-                    for key, d in one.items()
-                }
-                for one in deltas
-            ]
+            for one in deltas:
+                for key, delta in one.items():
+                    one[key] = torch.bernoulli(torch.full_like(delta, 1 - DROP)) * delta / (1 - DROP)
         added = whole_ties(deltas) if name == "ties" else _summed(deltas)
         merged = {key: start[key].float() + SCALE * added[key] for key in start}
     save_file({key: tensor.to(start[key].dtype).contiguous() for key, tensor in merged.items()}, out)
@@ -147,21 +143,27 @@ def _summed(deltas: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def whole_ties(deltas: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Trim by the k-th value of the whole vector, elect signs, mean of those that agree."""
-    keys = list(deltas[0])
-    vectors = torch.stack([torch.cat([one[key].flatten() for key in keys]) for one in deltas])
+    shapes = {key: delta.shape for key, delta in deltas[0].items()}
+    keys = list(shapes)
+    vectors = torch.empty(len(deltas), sum(shape.numel() for shape in shapes.values()))
+    for vector in vectors:  # each dictionary is let go, or two copies of all would not fit into memory
+        one = deltas.pop(0)
+        torch.cat([one[key].flatten() for key in keys], out=vector)
     dropped = vectors.shape[1] - int(KEEP * vectors.shape[1])
     for vector in vectors:
-        threshold = vector.abs().kthvalue(dropped).values
-        vector[vector.abs() <= threshold] = 0
+        vector[vector.abs() <= vector.abs().kthvalue(dropped).values] = 0
     signs = torch.sign(vectors.sum(0))
     signs[signs == 0] = torch.sign(signs.sum())
-    agreeing = torch.where(torch.sign(vectors) == signs, vectors, torch.zeros(()))
-    merged = agreeing.sum(0) / (agreeing != 0).sum(0).clamp(min=1)
-    ends = torch.cumsum(torch.tensor([deltas[0][key].numel() for key in keys]), 0).tolist()
+    total, agreeing = torch.zeros_like(signs), torch.zeros_like(signs)
+    for vector in vectors:
+        vector[torch.sign(vector) != signs] = 0
+        total += vector
+        agreeing += vector != 0
+    merged = total / agreeing.clamp(min=1)
+    ends = torch.cumsum(torch.tensor([shape.numel() for shape in shapes.values()]), 0).tolist()
     starts = [0, *ends[:-1]]
     return {
-        key: merged[start:end].view(deltas[0][key].shape)
-        for key, start, end in zip(keys, starts, ends, strict=True)
+        key: merged[start:end].view(shapes[key]) for key, start, end in zip(keys, starts, ends, strict=True)
     }
 
 
