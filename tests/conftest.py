@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples in every run, however slow the machine is just then.
+settings.register_profile("deltapatch", deadline=None, derandomize=True)
+settings.load_profile("deltapatch")
 
 # Two results are only compared bit by bit where the same kernels ran, and those depend on the number of
 # threads.
