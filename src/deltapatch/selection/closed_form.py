@@ -54,10 +54,14 @@ def ledoit_wolf(covariance: Array, quartic: float, samples: int, width: int) -> 
 
 
 def nearest_mean(statistics: Statistics) -> LinearRule:
-    """The class whose mean is nearest: the rule f·μ_k - ½‖μ_k‖². Classes without samples are never chosen."""
-    means = statistics.class_means
-    bias = -0.5 * np.einsum("kd,kd->k", means, means)
-    return LinearRule(means, np.where(statistics.counts > 0, bias, -np.inf))
+    """The class whose mean is nearest, see `nearest_to`. Classes without samples are never chosen."""
+    rule = nearest_to(statistics.class_means)
+    return LinearRule(rule.weight, np.where(statistics.counts > 0, rule.bias, -np.inf))
+
+
+def nearest_to(means: Array) -> LinearRule:
+    """The rule f·μ_k - ½‖μ_k‖², which is largest for the nearest of the means, shape (K, d)."""
+    return LinearRule(means, -0.5 * np.einsum("kd,kd->k", means, means))
 
 
 def discriminant(

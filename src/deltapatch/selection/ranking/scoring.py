@@ -9,7 +9,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ...errors import DeltapatchError
+from ..closed_form import nearest_to
 from ..score import RankingScore, Score
+from ..statistics import indicator
 from ..subject import Samples, read_samples
 from .probing import Probe
 from .ranked import Cell, LayerScores
@@ -59,12 +61,9 @@ def nearest_mean_accuracy(features: ArrayLike, labels: NDArray[np.int64], halves
         if not held_out.any():
             continue
         classes, numbers = np.unique(labels[half], return_inverse=True)
-        sums = np.zeros((len(classes), rows.shape[1]))
-        np.add.at(sums, numbers, rows[half])
-        means = sums / np.bincount(numbers)[:, None]
-        # ‖f - μ‖² without ‖f‖², which is the same for all classes.
-        distances = (means**2).sum(axis=1) - 2 * rows[held_out] @ means.T
-        accuracies.append(float((classes[distances.argmin(axis=1)] == labels[held_out]).mean()))
+        sums = indicator(numbers, len(classes)) @ rows[half]
+        rule = nearest_to(sums / np.bincount(numbers)[:, None])
+        accuracies.append(float((classes[rule.predict(rows[held_out])] == labels[held_out]).mean()))
     return float(np.mean(accuracies)) if accuracies else float("nan")
 
 
